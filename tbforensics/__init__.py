@@ -1,0 +1,1 @@
+"""Incident forensics: telemetry asked once, sealed, and read again years later."""

@@ -1,0 +1,139 @@
+"""Where replies are kept: each body under its own hash, each capture in a journal.
+
+    <case>/raw/<sha256>.zst     the body, compressed; `zstdcat F | sha256sum` gives its name back
+    <case>/captures.jsonl       one capture a line, while a collection goes on
+
+The same body is stored once. A body appears under its name only when all of it is on disk, so a
+process that dies leaves temporary files and whole bodies, never a half one under a whole name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import zstandard
+
+from tbforensics.errors import EvidenceError
+from tbforensics.model import Capture
+
+_LEVEL = 6
+_CHUNK_BYTES = 1 << 20
+
+
+class Archive:
+    """The replies of one case, and the journal of a collection that is not sealed yet."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.raw = folder / "raw"
+        self._journal = folder / "captures.jsonl"
+        self._lock = threading.Lock()
+
+    # --- bodies ---------------------------------------------------------------------------
+
+    def path_of(self, sha256: str) -> Path:
+        if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
+            raise EvidenceError(f"not a SHA-256: {sha256[:80]!r}", next_step="run verify")
+        return self.raw / f"{sha256}.zst"
+
+    def keep(self, chunks: Iterable[bytes]) -> tuple[str, int]:
+        """Store a body as it streams in; its SHA-256 and its length in bytes.
+
+        What raises while the chunks arrive leaves nothing behind.
+        """
+        self.raw.mkdir(parents=True, exist_ok=True)
+        digest, length = hashlib.sha256(), 0
+        handle, temporary = tempfile.mkstemp(dir=self.raw, prefix=".arriving-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                with zstandard.ZstdCompressor(level=_LEVEL).stream_writer(
+                    file, closefd=False
+                ) as compressed:
+                    for chunk in chunks:
+                        digest.update(chunk)
+                        length += len(chunk)
+                        compressed.write(chunk)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, self.path_of(digest.hexdigest()))
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        return digest.hexdigest(), length
+
+    @contextmanager
+    def open(self, capture: Capture) -> Iterator[BinaryIO]:
+        """The body of a capture as a stream of the bytes that came."""
+        if capture.sha256 is None:
+            raise EvidenceError(
+                f"{capture.source} gave no body for {capture.query}: {capture.error}",
+                next_step="see the manifest for what was asked",
+            )
+        path = self.path_of(capture.sha256)
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            raise EvidenceError(
+                f"raw/{path.name} is missing ({capture.source}, {capture.query})",
+                next_step="restore it from a copy of the case; it cannot be asked for again",
+            ) from None
+        with file, zstandard.ZstdDecompressor().stream_reader(file) as body:
+            yield io.BufferedReader(body, _CHUNK_BYTES)
+
+    def read(self, capture: Capture) -> bytes:
+        """The whole body of a capture, for replies known to be small."""
+        with self.open(capture) as body:
+            return body.read()
+
+    def holds(self, sha256: str) -> bool:
+        """Whether the body is here and its bytes still give its hash."""
+        path = self.path_of(sha256)
+        if not path.is_file():
+            return False
+        digest = hashlib.sha256()
+        try:
+            with path.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as body:
+                while chunk := body.read(_CHUNK_BYTES):
+                    digest.update(chunk)
+        except zstandard.ZstdError:
+            return False
+        return digest.hexdigest() == sha256
+
+    # --- the journal of a collection ------------------------------------------------------
+
+    def record(self, capture: Capture) -> Capture:
+        """Append to the journal, on disk before this returns."""
+        line = json.dumps(capture.to_json(), sort_keys=True, ensure_ascii=False) + "\n"
+        with self._lock, self._journal.open("a", encoding="utf-8") as journal:
+            journal.write(line)
+            journal.flush()
+            os.fsync(journal.fileno())
+        return capture
+
+    def recorded(self) -> list[Capture]:
+        """What the journal holds; a line torn by a crash is the last one and is dropped."""
+        if not self._journal.exists():
+            return []
+        captures = []
+        for line in self._journal.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                captures.append(Capture.from_json(json.loads(line)))
+            except (ValueError, KeyError, TypeError):
+                continue
+        return captures
+
+    def close_journal(self) -> None:
+        """The manifest says it all from here on."""
+        self._journal.unlink(missing_ok=True)
+        for leftover in self.raw.glob(".arriving-*"):
+            leftover.unlink()

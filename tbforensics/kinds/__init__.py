@@ -1,0 +1,1 @@
+"""Families of incidents. One file each, named as the kind is named everywhere."""

@@ -1,0 +1,362 @@
+"""How every source asks over HTTP: politely, with patience, and with the reply kept first.
+
+One `requests` session per source: timeouts, retries with backoff and jitter, `Retry-After`
+honoured, a ceiling on the rate, no redirects. A reply is archived and hashed while it streams
+in; only then may anybody parse it. What fails is a capture too, with the reason.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.exceptions import HTTPError
+from urllib3.util import Retry
+
+from tbforensics.archive import Archive
+from tbforensics.credentials import Credentials
+from tbforensics.errors import EvidenceError
+from tbforensics.model import Capture, Json, SourceConfig, Window
+
+MASK = "***"
+_SECRET_PARAMS = {"passphrase", "password", "token", "access_token", "api_key", "apikey", "secret"}
+_RETRIED = (408, 429, 500, 502, 503, 504)
+_CHUNK_BYTES = 1 << 18
+
+
+@dataclass(frozen=True)
+class Manners:
+    """How patient and how polite a session is. Times in seconds.
+
+    ban_s: how long to wait after a 429 that does not say; a node that bans an address for a
+           minute bans it again when asked sooner.
+    """
+
+    connect_s: float = 5.0
+    read_s: float = 60.0
+    whole_reply_s: float = 600.0
+    retries: int = 4
+    backoff_s: float = 0.5
+    longest_wait_s: float = 90.0
+    ban_s: float = 5.0
+    requests_per_s: float = 10.0
+    longest_body_bytes: int = 2 << 30
+
+
+class _Patience(Retry):
+    """urllib3's Retry, which does not wait by itself on a 429 without `Retry-After`."""
+
+    ban_s: float = 0.0
+
+    def new(self, **changes: Any) -> _Patience:
+        fresh = super().new(**changes)
+        fresh.ban_s = self.ban_s
+        return fresh
+
+    def get_retry_after(self, response: Any) -> float | None:
+        asked = super().get_retry_after(response)
+        return self.ban_s if asked is None and response.status == 429 else asked
+
+
+class _Adapter(HTTPAdapter):
+    """Adds a timeout to every request, a ceiling on their rate, and an SSL context."""
+
+    def __init__(self, manners: Manners, credentials: Credentials) -> None:
+        self._manners, self._context = manners, credentials.ssl_context
+        self._lock, self._next = threading.Lock(), 0.0
+        patience = _Patience(
+            total=manners.retries,
+            redirect=0,
+            status_forcelist=_RETRIED,
+            allowed_methods=None,  # everything that a source asks only reads
+            backoff_factor=manners.backoff_s,
+            backoff_max=manners.longest_wait_s,
+            backoff_jitter=manners.backoff_s,
+            retry_after_max=int(manners.longest_wait_s),
+            raise_on_status=False,
+        )
+        patience.ban_s = manners.ban_s
+        super().__init__(max_retries=patience)
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        if self._context is not None:
+            kwargs["ssl_context"] = self._context
+        super().init_poolmanager(*args, **kwargs)
+
+    def send(self, request: Any, *args: Any, **kwargs: Any) -> requests.Response:
+        with self._lock:
+            now = time.monotonic()
+            wait_s, self._next = self._next - now, max(self._next, now) + 1 / self._rate
+        if wait_s > 0:
+            time.sleep(wait_s)
+        if kwargs.get("timeout") is None:
+            kwargs["timeout"] = (self._manners.connect_s, self._manners.read_s)
+        return super().send(request, *args, **kwargs)
+
+    @property
+    def _rate(self) -> float:
+        return self._manners.requests_per_s
+
+
+def open_session(credentials: Credentials, manners: Manners = Manners()) -> requests.Session:
+    """A session that any code may use in place of `requests.Session()`."""
+    session = requests.Session()
+    session.trust_env = credentials.trust_environment  # else .netrc and proxies slip in
+    session.auth = credentials.auth
+    session.verify = credentials.verify
+    session.cert = credentials.client_certificate
+    session.proxies = dict(credentials.proxies)
+    # gzip costs the server far more time than it saves on any link that is not slow.
+    session.headers.update({"Accept-Encoding": "identity", "User-Agent": "tbforensics"})
+    session.headers.update(credentials.headers)
+    adapter = _Adapter(manners, credentials)
+    session.mount("http://", adapter)
+    session.mount("https://", adapter)
+    return session
+
+
+class Client:
+    """One configured source, ready to be asked. Its captures go to one archive.
+
+    A question that an interrupted collection already had answered is not asked again.
+    """
+
+    def __init__(
+        self,
+        source: SourceConfig,
+        archive: Archive,
+        credentials: Credentials = Credentials(),
+        manners: Manners = Manners(),
+        clock: Any = lambda: datetime.now(UTC),
+    ) -> None:
+        self.source, self.archive, self.manners = source, archive, manners
+        self.session = open_session(credentials, manners)
+        self._secrets = credentials.secrets
+        self._clock = clock
+        self._known = {
+            _key(capture): capture
+            for capture in archive.recorded()
+            if capture.source == source.name and capture.usable
+        }
+
+    def ask(
+        self,
+        *,
+        query: str,
+        role: str,
+        path: str = "",
+        method: str = "GET",
+        params: Mapping[str, Json] | None = None,
+        json: Json = None,
+        headers: Mapping[str, str] | None = None,
+        window: Window | None = None,
+        accept_status: tuple[int, ...] = (200,),
+    ) -> Capture:
+        """Ask once and keep the reply. Never raises for what a server does: see `error`.
+
+        A reply with another status than expected is kept as well, and is not usable.
+        """
+        url = (
+            f"{(self.source.url or '').rstrip('/')}/{path.lstrip('/')}"
+            if path
+            else str(self.source.url)
+        )
+        request: dict[str, Json] = {"method": method, "url": without_secrets(url)}
+        if params:
+            request["params"] = {
+                k: MASK if k.lower() in _SECRET_PARAMS else v for k, v in params.items()
+            }
+        if json is not None:
+            request["json"] = json
+        asked = Capture(self.source.name, query, role, request, self._clock(), window)
+        if known := self._answered(asked):
+            return known
+        secrets = [*self._secrets]
+        secrets += [str(v) for k, v in (params or {}).items() if k.lower() in _SECRET_PARAMS]
+        try:
+            reply = self.session.request(
+                method,
+                url,
+                params={k: str(v) for k, v in params.items()} if params else None,
+                json=json,
+                headers=dict(headers or {}),
+                stream=True,
+                allow_redirects=False,
+            )
+            with reply:
+                capture = self._keep(asked, reply, accept_status)
+        except (requests.RequestException, HTTPError, OSError, ValueError) as error:
+            capture = replace(asked, error=_clean(_in_words(error), secrets))
+        return self.archive.record(capture)
+
+    def keep_file(
+        self,
+        chunks: Iterable[bytes],
+        *,
+        query: str,
+        role: str,
+        request: Mapping[str, Json],
+        window: Window | None = None,
+        notes: tuple[str, ...] = (),
+    ) -> Capture:
+        """Keep what was read from a file, as if it were a reply."""
+        asked = Capture(self.source.name, query, role, request, self._clock(), window, notes=notes)
+        if known := self._answered(asked):
+            return known
+        try:
+            sha256, length = self.archive.keep(chunks)
+            capture = replace(asked, sha256=sha256, bytes=length)
+        except OSError as error:
+            capture = replace(asked, error=_in_words(error))
+        return self.archive.record(capture)
+
+    def fail(self, *, query: str, role: str, request: Mapping[str, Json], error: str) -> Capture:
+        """Record that something could not even be asked."""
+        asked = Capture(self.source.name, query, role, request, self._clock(), error=error)
+        return self.archive.record(asked)
+
+    def body(self, capture: Capture) -> bytes:
+        return self.archive.read(capture)
+
+    def _answered(self, asked: Capture) -> Capture | None:
+        known = self._known.get(_key(asked))
+        if known and known.sha256 and self.archive.holds(known.sha256):
+            return known
+        return None
+
+    def _keep(
+        self, asked: Capture, reply: requests.Response, accept_status: tuple[int, ...]
+    ) -> Capture:
+        notes = tuple(
+            f"tried again after {past.status or _in_words(past.error)}"
+            for past in getattr(getattr(reply.raw, "retries", None), "history", ())
+        )
+        sha256, length = self.archive.keep(self._chunks(reply))
+        error = ""
+        if reply.is_redirect:
+            error = (
+                f"redirects to {without_secrets(reply.headers['Location'])}; redirects are not "
+                "followed, so name the final address in the parameters file"
+            )
+        elif reply.status_code not in accept_status:
+            error = f"HTTP {reply.status_code} {reply.reason or ''}".strip()
+        return replace(
+            asked, status=reply.status_code, sha256=sha256, bytes=length, error=error, notes=notes
+        )
+
+    def _chunks(self, reply: requests.Response) -> Iterator[bytes]:
+        deadline, length = time.monotonic() + self.manners.whole_reply_s, 0
+        for chunk in reply.iter_content(_CHUNK_BYTES):
+            length += len(chunk)
+            if length > self.manners.longest_body_bytes:
+                most = self.manners.longest_body_bytes
+                raise ValueError(f"the reply is longer than {most} bytes")
+            if time.monotonic() > deadline:
+                raise ValueError(f"the reply took longer than {self.manners.whole_reply_s:g} s")
+            yield chunk
+
+
+def without_secrets(url: str) -> str:
+    """The URL with user info and the values of secret parameters masked."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    pairs = [pair.partition("=") for pair in parts.query.split("&") if pair]
+    query = "&".join(
+        f"{name}={MASK if name.lower() in _SECRET_PARAMS else value}" if equals else name
+        for name, equals, value in pairs
+    )
+    return urlunsplit((parts.scheme, host, parts.path, query, parts.fragment))
+
+
+def _key(capture: Capture) -> str:
+    window = str(capture.window) if capture.window else ""
+    return repr((capture.query, capture.role, sorted(capture.request.items()), window))
+
+
+def _in_words(error: Any) -> str:
+    """The innermost reason; requests and urllib3 wrap it in layers of their own."""
+    if isinstance(error, requests.exceptions.ConnectTimeout):
+        return "no connection within the time allowed"
+    if isinstance(error, requests.exceptions.ReadTimeout):
+        return "no answer within the time allowed"
+    if isinstance(error, requests.exceptions.SSLError):
+        return f"TLS failed: {error}"[:300]
+    reason = error
+    while inner := getattr(reason, "reason", None) or getattr(reason, "__cause__", None):
+        if not isinstance(inner, BaseException) or inner is reason:
+            break
+        reason = inner
+    return f"{type(reason).__name__}: {reason}"[:300]
+
+
+def _clean(text: str, secrets: Iterable[str]) -> str:
+    for secret in secrets:
+        for spelling in {secret, quote(secret), quote(secret, safe="")}:
+            text = text.replace(spelling, MASK)
+    return text
+
+
+def replay_session(captures: Iterable[Capture], archive: Archive) -> requests.Session:
+    """A session that answers from the archive and never touches the network.
+
+    A question is matched by method, path and parameters. One that was never asked is an
+    EvidenceError that lists what was.
+    """
+    session = requests.Session()
+    adapter = _Replay(captures, archive)
+    session.trust_env = False
+    session.mount("http://", adapter)
+    session.mount("https://", adapter)
+    return session
+
+
+class _Replay(HTTPAdapter):
+    def __init__(self, captures: Iterable[Capture], archive: Archive) -> None:
+        super().__init__()
+        self._archive = archive
+        self._bodies = {
+            _question(c.request["url"], c.request.get("params")): c
+            for c in captures
+            if c.sha256 and "url" in c.request
+        }
+
+    def send(self, request: Any, *args: Any, **kwargs: Any) -> requests.Response:
+        question = _question(str(request.url), None)
+        capture = self._bodies.get(question)
+        if capture is None:
+            asked = sorted({f"{path}?{dict(params)}" for path, params in self._bodies})
+            raise EvidenceError(
+                f"this was never asked, so the sealed case cannot answer it: {request.url}",
+                problems=asked[:20],
+                next_step="use one of the questions above, or collect a new case that asks it",
+            )
+        response = requests.Response()
+        response.status_code = capture.status or 200
+        response.url = str(request.url)
+        response.request = request
+        response.headers["Content-Type"] = "application/json"
+        response._content = self._archive.read(capture)
+        return response
+
+
+_Question = tuple[str, frozenset[tuple[str, str]]]
+
+
+def _question(url: str, params: Mapping[str, Json] | None) -> _Question:
+    parts = urlsplit(str(requests.Request("GET", url, params=params).prepare().url))
+    return parts.path, frozenset((name, _number(value)) for name, value in parse_qsl(parts.query))
+
+
+def _number(text: str) -> str:
+    """`60`, `60.0` and `6e1` are one number to the API, and must be one question here."""
+    try:
+        return repr(float(text))
+    except ValueError:
+        return text
