@@ -1,0 +1,285 @@
+"""Escaped HTML for what a table cannot show, each with its plain-text twin.
+
+A notebook cell ends with one of these objects. JupyterLab and the report show the HTML, a terminal
+and the tests read the text. Everything that came from a log, a label or a reply passes `visible`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from tbforensics.model import (
+    Assessment,
+    Capture,
+    Coverage,
+    Doubt,
+    Finding,
+    Json,
+    Moment,
+    Query,
+    Verdict,
+    utc_text,
+)
+from tbforensics.report_page.text import duration, number, percent, slug, table_of, visible
+
+VERDICTS = {
+    Verdict.CONFIRMED: ("●", "Confirmed", "the evidence shows it"),
+    Verdict.CLEARED: ("✓", "Cleared", "we looked everywhere we had to, and it is not there"),
+    Verdict.INCONCLUSIVE: ("?", "Inconclusive", "silence is not health: we did not see enough"),
+}
+
+
+@dataclass(frozen=True, repr=False)
+class Shown:
+    """HTML for a page, text for everything else."""
+
+    html: str
+    text: str
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+# --- the fragments -----------------------------------------------------------------------
+
+
+def verdict(assessment: Assessment) -> Shown:
+    """The verdict in words and colour, and why."""
+    mark, word, meaning = VERDICTS[assessment.verdict]
+    reasons = [visible(reason) for reason in assessment.reasons]
+    text = f"{mark} {word}: {meaning}." + "".join(f"\n  - {reason}" for reason in reasons)
+    return _shown(
+        "verdict", text, tone=assessment.verdict, mark=mark, word=word, meaning=meaning,
+        reasons=reasons,
+    )  # fmt: skip
+
+
+def coverage(rows: Iterable[Coverage], doubts: Iterable[Doubt] = ()) -> Shown:
+    """What we could see, query by query, and what makes us doubt it."""
+    seen = [
+        {
+            "query": visible(row.query, limit=80),
+            "source": visible(row.source, limit=80),
+            "needed": "required" if row.required else "",
+            "state": visible(row.state, limit=40),
+            "enough": row.enough,
+            "percent": percent(row.ratio),
+            "detail": visible(row.detail),
+        }
+        for row in rows
+    ]
+    worries = [
+        {
+            "what": visible(doubt.what, limit=80),
+            "detail": visible(doubt.detail),
+            "when": str(doubt.window) if doubt.window else "",
+            "limits": f"limits “{doubt.limits}”" if doubt.limits else "",
+            "cites": ", ".join(visible(cite, limit=80) for cite in doubt.cites),
+        }
+        for doubt in doubts
+    ]
+    text = table_of({k: v for k, v in row.items() if k != "enough"} for row in seen)
+    lines = [text.text if seen else "no query was asked"]
+    for worry in worries:
+        lines.append("doubt: " + "; ".join(part for part in worry.values() if part))
+    return _shown("coverage", "\n".join(lines), rows=seen, doubts=worries)
+
+
+def findings(
+    assessment: Assessment | Sequence[Finding],
+    captures: Mapping[str, Sequence[Capture]] | None = None,
+    queries: Mapping[str, Query] | None = None,
+) -> Shown:
+    """Each claim with its number, and the way back to the bytes it rests on.
+
+    captures: by query name. queries: by name, for the text that was asked.
+    """
+    found = assessment.findings if isinstance(assessment, Assessment) else tuple(assessment)
+    items = [_finding(finding, captures or {}, queries or {}) for finding in found]
+    text = "\n\n".join(_finding_text(finding) for finding in found) or "no findings"
+    return _shown("findings", text, findings=items)
+
+
+def _finding(
+    finding: Finding, captures: Mapping[str, Sequence[Capture]], queries: Mapping[str, Query]
+) -> dict[str, object]:
+    cited = []
+    for name in finding.cites:
+        query = queries.get(name)
+        cited.append(
+            {
+                "name": visible(name, limit=80),
+                "anchor": slug(name),
+                "asked": visible(query.text, limit=2000) if query else "",
+                "why": visible(query.why) if query else "",
+                "captures": [_capture(capture) for capture in captures.get(name, ())],
+            }
+        )
+    return {
+        "id": slug(finding.id),
+        "claim": visible(finding.claim),
+        "number": number(finding.value, finding.unit),
+        "limits": _limits(finding),
+        "window": str(finding.window),
+        "lasted": duration(finding.window.seconds),
+        "decides": finding.decides,
+        "caution": visible(finding.caution),
+        "cites": cited,
+        "rows": table_of(finding.rows) if finding.rows else None,
+    }
+
+
+def _limits(finding: Finding) -> list[str]:
+    parts = []
+    if finding.threshold is not None:
+        parts.append(f"threshold {number(finding.threshold, finding.unit)}")
+    if finding.interval is not None:
+        low, high = (number(bound) for bound in finding.interval)
+        parts.append(f"between {low} and {high} {visible(finding.unit, limit=40)}".rstrip(" 1"))
+    if finding.unit == "s":
+        parts.append(f"that is {duration(finding.value)}")
+    return parts
+
+
+def _finding_text(finding: Finding) -> str:
+    parts = [number(finding.value, finding.unit), *_limits(finding)]
+    role = "decides" if finding.decides else "explains"
+    lines = [
+        f"{visible(finding.claim)} [{role}]",
+        f"  {'; '.join(parts)}",
+        f"  {finding.window}",
+        f"  rests on {', '.join(visible(cite, limit=80) for cite in finding.cites)}",
+    ]
+    if finding.caution:
+        lines.append(f"  caution: {visible(finding.caution)}")
+    if finding.rows:
+        lines += [f"    {line}" for line in table_of(finding.rows).text.splitlines()]
+    return "\n".join(lines)
+
+
+def _capture(capture: Capture) -> dict[str, object]:
+    return {
+        "source": visible(capture.source, limit=80),
+        "query": visible(capture.query, limit=80),
+        "role": visible(capture.role, limit=40),
+        "request": visible(
+            json.dumps(dict(capture.request), ensure_ascii=False, default=str), limit=2000
+        ),
+        "window": str(capture.window) if capture.window else f"at {utc_text(capture.asked_at)}",
+        "status": str(capture.status or ""),
+        "sha256": visible(capture.sha256 or "", limit=64),
+        "bytes": f"{capture.bytes:,}",
+        "trouble": visible("; ".join(part for part in (capture.error, *capture.notes) if part)),
+        "usable": capture.usable,
+    }
+
+
+def timeline(moments: Iterable[Moment]) -> Shown:
+    """Findings, log lines, answers and people's notes, in time order."""
+    rows = [
+        {
+            "time (UTC)": utc_text(moment.time)
+            + (f" ± {duration(moment.uncertainty_s)}" if moment.uncertainty_s else ""),
+            "origin": moment.origin,
+            "what": moment.text,
+            "source": moment.source,
+        }
+        for moment in sorted(moments, key=lambda moment: moment.time)
+    ]
+    return _table(rows, "nothing to put in order")
+
+
+def timing(rows: Iterable[Mapping[str, Json]]) -> Shown:
+    """From the telemetry onset to each step of the response; keys ending `_s` are seconds."""
+    spoken = [
+        {
+            key.removesuffix("_s").replace("_", " "): duration(value)
+            if key.endswith("_s") and isinstance(value, int | float)
+            else value
+            for key, value in row.items()
+        }
+        for row in rows
+    ]
+    return _table(spoken, "no onset, or nobody wrote down when they acted")
+
+
+def unknowns(sentences: Iterable[str]) -> Shown:
+    """What we could not tell."""
+    lines = [visible(sentence) for sentence in sentences]
+    text = "\n".join(f"- {line}" for line in lines) or "nothing was left unknown that we know of"
+    return _shown("unknowns", text, sentences=lines)
+
+
+def provenance(captures: Iterable[Capture]) -> Shown:
+    """Every reply: what was asked, of whom, when, and the SHA-256 of what came."""
+    items, seen = [_capture(capture) for capture in captures], set()
+    for item in items:  # the same bytes may have come twice; an id stands once in a page
+        item["anchor"] = "" if item["sha256"] in seen else item["sha256"]
+        seen.add(item["sha256"])
+    shown = ("source", "query", "window", "status", "bytes", "sha256", "trouble")
+    text = table_of({key: item[key] for key in shown} for item in items).text
+    return _shown("provenance", text if items else "nothing was captured", captures=items)
+
+
+def log_lines(frame: pd.DataFrame, *, limit: int = 200) -> Shown:
+    """Log lines as a table; no more than `limit` of them. Empty columns are left out.
+
+    Shape: columns among ts, level, message, peer, correlation_id, tx, block, source, file, line.
+    """
+    wanted = [c for c in frame.columns if c != "fields" and frame[c].notna().any()]
+    rows = [
+        {str(key): _plain(value) for key, value in row.items()}
+        for row in frame[wanted].head(limit).to_dict("records")
+    ]
+    return _table(rows, "no log lines", more=max(0, len(frame) - limit), limit=500)
+
+
+def _plain(value: object) -> Json:
+    """A nullable integer column becomes floats; a line number is not one."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# --- how a fragment is made --------------------------------------------------------------
+
+
+def _table(
+    rows: Iterable[Mapping[str, Json]], empty: str, *, more: int = 0, limit: int = 300
+) -> Shown:
+    table = table_of(rows, limit=limit)
+    text = table.text if table.rows else empty
+    if more:
+        text += f"\n… and {more:,} more"
+    return _shown("plain", text, table=table, empty=empty, more=more)
+
+
+def _shown(macro_name: str, text: str, **values: object) -> Shown:
+    template = _TEMPLATES.get_template("fragments.html.j2")
+    macro = getattr(template.module, macro_name)
+    return Shown(f"<style>{FRAGMENT_CSS}</style>\n{macro(**values)}", text)
+
+
+_TEMPLATES = Environment(
+    loader=PackageLoader("tbforensics", "report_page"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+FRAGMENT_CSS = (
+    _TEMPLATES.loader.get_source(_TEMPLATES, "fragments.css")[0].strip()
+    if _TEMPLATES.loader
+    else ""
+)
+
+__all__ = [
+    "Shown", "coverage", "duration", "findings", "log_lines", "number", "provenance", "timeline",
+    "timing", "unknowns", "verdict", "visible",
+]  # fmt: skip

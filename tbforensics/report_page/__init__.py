@@ -1,0 +1,1 @@
+"""The page that a reader opens: its words, its template, its style and its one script."""
