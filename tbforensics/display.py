@@ -142,8 +142,8 @@ def _limits(finding: Finding) -> list[str]:
     if finding.threshold is not None:
         parts.append(f"threshold {number(finding.threshold, finding.unit)}")
     if finding.interval is not None:
-        low, high = (number(bound) for bound in finding.interval)
-        parts.append(f"between {low} and {high} {visible(finding.unit, limit=40)}".rstrip(" 1"))
+        low, high = finding.interval
+        parts.append(f"between {number(low)} and {number(high, finding.unit)}")
     if finding.unit == "s":
         parts.append(f"that is {duration(finding.value)}")
     return parts
