@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,8 @@ SCHEMAS: Mapping[str, pa.Schema] = {
 }
 QUARANTINED_BYTES = 4096
 
-_ENCODINGS = {
-    "samples": {"sid": "RLE_DICTIONARY", "ts": "DELTA_BINARY_PACKED", "value": "BYTE_STREAM_SPLIT"}
-}
+# Times climb by near-equal steps and values of one series resemble each other byte by byte.
+_ENCODINGS = {"samples": {"ts": "DELTA_BINARY_PACKED", "value": "BYTE_STREAM_SPLIT"}}
 
 
 def series_id(source: str, query: str, labels: Mapping[str, str]) -> int:
@@ -122,3 +122,173 @@ def series_row(source: str, query: str, labels: Mapping[str, str]) -> dict[str, 
 def rows(table: str, records: Sequence[Mapping[str, Any]]) -> pa.Table:
     """Records as Arrow in a table's schema; missing keys are null."""
     return pa.Table.from_pylist(list(records), schema=SCHEMAS[table])
+
+
+# --- writing -------------------------------------------------------------------------------
+
+
+class Writer:
+    """Parts of one case, written in the order in which captures are handed in.
+
+    samples, histograms, log_lines, snapshots: one part per source and query.
+    series, quarantine: one part each, sorted, because every query adds to them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "evidence"
+        self._open: dict[tuple[str, str, str], pq.ParquetWriter] = {}
+        self._series: dict[int, pa.Table] = {}
+        self._quarantine: list[pa.Table] = []
+
+    def add(self, capture: Capture, table: str, batch: pa.Table) -> None:
+        if batch.num_rows == 0:
+            return
+        if table == "quarantine":
+            self._quarantine.append(batch)
+        elif table == "series":
+            for index, sid in enumerate(batch.column("sid").to_pylist()):
+                self._series.setdefault(sid, batch.slice(index, 1))
+        else:
+            self._writer(capture, table).write_table(batch)
+
+    def _writer(self, capture: Capture, table: str) -> pq.ParquetWriter:
+        key = (table, capture.source, capture.query)
+        for other in [other for other in self._open if other[1:] != key[1:]]:
+            self._open.pop(other).close()  # captures come grouped, so this part is whole
+        if key not in self._open:
+            path = self.folder / table / f"{capture.source}.{capture.query}.parquet"
+            self._open[key] = _parquet(path, table)
+        return self._open[key]
+
+    def close(self) -> None:
+        for writer in self._open.values():
+            writer.close()
+        self._open.clear()
+        series = [self._series[sid] for sid in sorted(self._series)]
+        for table, parts in (("series", series), ("quarantine", self._quarantine)):
+            with _parquet(self.folder / table / "all.parquet", table) as writer:
+                writer.write_table(pa.concat_tables([SCHEMAS[table].empty_table(), *parts]))
+
+
+def _parquet(path: Path, table: str) -> pq.ParquetWriter:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        raise EvidenceError(
+            f"captures of one query came in two groups: {path.name}",
+            next_step="this is a bug of ours; please report it",
+        )
+    schema = SCHEMAS[table]
+    encodings = _ENCODINGS.get(table)
+    return pq.ParquetWriter(
+        path,
+        schema,
+        compression="zstd",
+        compression_level=3,
+        version="2.6",
+        data_page_version="2.0",
+        use_dictionary=[n for n in schema.names if n not in encodings] if encodings else True,
+        column_encoding=encodings,
+    )
+
+
+# --- reading -------------------------------------------------------------------------------
+
+_DUCKDB_TYPES = {
+    pa.int64(): "BIGINT",
+    pa.float64(): "DOUBLE",
+    pa.string(): "VARCHAR",
+    pa.binary(): "BLOB",
+    _MS: "TIMESTAMPTZ",
+    _LABELS: "MAP(VARCHAR, VARCHAR)",
+}
+
+
+def _views(folder: Path, root: str) -> Iterator[str]:
+    """One CREATE VIEW per table; `root` is put before the parts' relative paths."""
+    for table, schema in SCHEMAS.items():
+        parts = sorted((folder / "evidence" / table).glob("*.parquet"))
+        if parts:
+            names = ", ".join(_quoted(f"{root}evidence/{table}/{part.name}") for part in parts)
+            yield f"CREATE VIEW {table} AS SELECT * FROM read_parquet([{names}])"
+        else:
+            columns = ", ".join(f"NULL::{_DUCKDB_TYPES[f.type]} AS {f.name}" for f in schema)
+            yield f"CREATE VIEW {table} AS SELECT {columns} WHERE false"
+    yield (
+        "CREATE VIEW readings AS SELECT source, query, metric, labels, ts, value "
+        "FROM samples JOIN series USING (sid)"
+    )
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def write_views(folder: Path) -> None:
+    """`evidence.duckdb`: views with relative paths, for any DuckDB started in the case folder."""
+    path = folder / "evidence.duckdb"
+    path.unlink(missing_ok=True)
+    with duckdb.connect(str(path)) as connection:
+        connection.execute("SET file_search_path = " + _quoted(str(folder.resolve())))
+        for view in _views(folder, ""):
+            connection.execute(view)
+
+
+class Evidence:
+    """Read-only SQL over the parts of one case. Nothing outside `evidence/` can be reached."""
+
+    def __init__(self, folder: Path) -> None:
+        root = folder.resolve()
+        self._connection = duckdb.connect()
+        self._connection.execute("SET TimeZone = 'UTC'")
+        self._connection.execute(f"SET allowed_directories = [{_quoted(str(root / 'evidence'))}]")
+        for view in _views(root, f"{root}/"):
+            self._connection.execute(view)
+        for lock in ("enable_external_access = false", "lock_configuration = true"):
+            self._connection.execute(f"SET {lock}")
+
+    def sql(self, text: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> pd.DataFrame:
+        """The rows of a SELECT. Values go in as parameters: `?` or `$name`, never into the text.
+
+        Errors: EvidenceError with DuckDB's own words.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pandas' own notice about DuckDB's frames
+            return self._execute(text, parameters).df()
+
+    def records(
+        self, text: str, parameters: Sequence[Any] | Mapping[str, Any] = ()
+    ) -> list[dict[str, Any]]:
+        """As `sql`, for few rows: plain dicts of Python values, times aware and in UTC."""
+        answer = self._execute(text, parameters)
+        names = [column[0] for column in answer.description or ()]
+        return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
+
+    def _execute(
+        self, text: str, parameters: Sequence[Any] | Mapping[str, Any]
+    ) -> duckdb.DuckDBPyConnection:
+        try:
+            return self._connection.execute(text, parameters or None)
+        except duckdb.Error as error:
+            tables = ", ".join([*SCHEMAS, "readings"])
+            raise EvidenceError(
+                f"the evidence cannot answer that: {error}", next_step=f"tables: {tables}"
+            ) from None
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def logs(self, span: Window) -> pd.DataFrame:
+        """Log lines of a span, and those without a time, in time order."""
+        return self.sql(
+            "SELECT * FROM log_lines WHERE ts IS NULL OR (ts >= $start AND ts < $end) "
+            "ORDER BY ts NULLS LAST, source, file, line",
+            {"start": span.start, "end": span.end},
+        )
+
+    def snapshots(self, query: str) -> pd.DataFrame:
+        """Snapshots of one query in the order asked; `value` as plain JSON objects."""
+        table = self.sql(
+            "SELECT * FROM snapshots WHERE query = ? ORDER BY ts, source, role", [query]
+        )
+        table["value"] = [json.loads(value) for value in table["value"]]
+        return table

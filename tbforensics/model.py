@@ -100,8 +100,9 @@ class Query:
     text:   the source's own language: a PromQL selector, a JSON-RPC method.
     unit:   of one value: "failures", "bytes", "s", "1" for a plain number.
     required: a `cleared` verdict needs it covered. At least one query of a kind is required.
-    lazy:   the family appears at first use, so a server that answers "no such series" may say
-            "never happened". It counts as covered only while its scrape target was seen up.
+    witnesses: names of queries about families of the same exporter. A family that registers at
+            first use may be absent because it never happened; that is believed only while a
+            witness was being counted.
     params: what else the source needs to know, for instance JSON-RPC parameters.
     """
 
@@ -111,7 +112,7 @@ class Query:
     unit: str = "1"
     shape: Shape = Shape.GAUGE
     required: bool = False
-    lazy: bool = False
+    witnesses: tuple[str, ...] = ()
     params: Mapping[str, Json] = field(default_factory=dict)
     why: str = ""
 
@@ -282,9 +283,8 @@ class Frames(Mapping[str, pd.DataFrame]):
     baseline: Window
     step_s: float
     tables: Mapping[str, pd.DataFrame]
-    coverage: Mapping[str, Coverage] = field(default_factory=dict)
+    coverage: tuple[Coverage, ...] = ()
     doubts: tuple[Doubt, ...] = ()
-    timeline: tuple[TimelineEntry, ...] = ()
 
     def __getitem__(self, name: str) -> pd.DataFrame:
         return self.tables[name]
@@ -317,12 +317,32 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True)
+class Spell:
+    """When something began and ended, each with the earliest and latest moment it may have.
+
+    recovery: None when it still went on at the end of what was seen.
+    """
+
+    onset: datetime
+    onset_earliest: datetime
+    onset_latest: datetime
+    recovery: datetime | None = None
+    recovery_earliest: datetime | None = None
+    recovery_latest: datetime | None = None
+
+    def to_json(self) -> dict[str, str | None]:
+        moments = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: utc_text(moment) if moment else None for name, moment in moments.items()}
+
+
+@dataclass(frozen=True)
 class Finding:
     """A claim with its number and the evidence that it rests on.
 
     id:       short, stable, unique within a kind: "handshake-failures".
     value, unit, threshold: the number, in the unit, and the number that it crossed.
     window:   when.
+    spell:    onset and recovery with their uncertainty, where they were looked for.
     interval: lower and upper bound of `value` in the same unit, when one can be given.
     decides:  a finding that decides makes the verdict `confirmed`; others explain.
     rows:     the small table behind the number, plain JSON values only.
@@ -337,6 +357,7 @@ class Finding:
     id: str = ""
     threshold: float | None = None
     interval: tuple[float, float] | None = None
+    spell: Spell | None = None
     decides: bool = False
     rows: tuple[Mapping[str, Json], ...] = ()
     caution: str = ""
@@ -354,6 +375,7 @@ class Finding:
             "threshold": self.threshold,
             "interval": list(self.interval) if self.interval else None,
             "window": self.window.to_json(),
+            "spell": self.spell.to_json() if self.spell else None,
             "decides": self.decides,
             "caution": self.caution,
             "cites": list(self.cites),

@@ -23,12 +23,14 @@ class Source(Protocol):
              under `sources` may have, with their defaults.
     needs_url: whether an entry without `url` is an error.
     manners: how patient and how polite to be with it.
+    always:  queries asked at every incident, whatever its kind; for coverage and doubts.
     """
 
     about: str
     options: type
     needs_url: bool
     manners: Manners
+    always: tuple[Query, ...]
 
     def fetch(
         self, queries: Sequence[Query], incident: Incident, options: object, client: Client

@@ -1,0 +1,197 @@
+"""A sealed incident folder, opened read-only: frames, coverage, verdict, SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from prometheus_pandas.query import Prometheus
+
+from tbforensics import assess, collect, frames, manifest, parameters, plugins, quality
+from tbforensics.archive import Archive
+from tbforensics.errors import EvidenceError
+from tbforensics.evidence import Evidence
+from tbforensics.model import Assessment, Capture, Frames, Incident, Json, Shape
+from tbforensics.wire import replay_session
+
+
+class Case:
+    """Everything that a notebook needs, and nothing that it could change.
+
+    incident, kind, manifest: what was asked, why, and what came.
+    frames:   one table per query; see `Frames`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = manifest.read_manifest(folder)
+        self.incident = parameters.read_parameters(folder / "parameters.yaml")
+        self.kind = plugins.load_kind(self.incident.kind)
+        self.queries = collect.catalogue(self.kind, self.incident.sources)
+        self.archive = Archive(folder)
+        self.evidence = Evidence(folder)
+
+    # --- what was seen --------------------------------------------------------------------
+
+    @cached_property
+    def frames(self) -> Frames:
+        """Every query as a table, over baseline and window at the incident's step."""
+        return Frames(
+            window=self.incident.window,
+            baseline=self.incident.baseline,
+            step_s=self.incident.step_s,
+            tables={query.name: self._table(query) for query in self.queries},
+            coverage=tuple(
+                quality.coverage(self.incident, self.queries, self.manifest, self.evidence)
+            ),
+            doubts=tuple(quality.doubts(self.incident, self.manifest, self.evidence)),
+        )
+
+    def _table(self, query: Any) -> pd.DataFrame:
+        span, step_s = self.incident.span, self.incident.step_s
+        if query.source == "logs":
+            return self.evidence.logs(span)
+        if query.shape is Shape.ROWS:
+            return self.evidence.snapshots(query.name)
+        how = frames.last if query.shape is Shape.GAUGE else frames.increase
+        return how(self.evidence, query.name, span, step_s)
+
+    # --- what it means --------------------------------------------------------------------
+
+    @cached_property
+    def assessment(self) -> Assessment:
+        """The verdict with its findings, computed from the evidence alone."""
+        return assess.assess(self.incident, self.kind, self.frames)
+
+    def findings_json(self) -> bytes:
+        """What `findings.json` holds: the same bytes for the same evidence and parameters."""
+        cited = {name for f in self.assessment.findings for name in f.cites}
+        return manifest.canonical(
+            {
+                "format": manifest.FORMAT,
+                "incident": self.incident.id,
+                "kind": self.incident.kind,
+                "window": self.incident.window.to_json(),
+                "baseline": self.incident.baseline.to_json(),
+                "step_s": self.incident.step_s,
+                "thresholds": dict(self.incident.thresholds),
+                "manifest_sha256": self.manifest.sha256,
+                **assess.to_json(self.assessment),
+                "evidence": {
+                    query.name: {
+                        "source": query.source,
+                        "text": query.text,
+                        "unit": query.unit,
+                        "captures": sorted(
+                            {c.sha256 for c in self.captures_of(query.name) if c.sha256}
+                        ),
+                    }
+                    for query in self.queries
+                    if query.name in cited
+                },
+            }
+        )
+
+    def record_findings(self) -> str:
+        """Write `findings.json` where it is missing or differs; its SHA-256."""
+        content = self.findings_json()
+        path = self.folder / "findings.json"
+        if not path.exists() or path.read_bytes() != content:
+            sha256 = manifest.write_atomically(path, content)
+            manifest.note_act(self.folder, "assessed", files={"findings.json": sha256})
+        return manifest.sha256_of(path)
+
+    # --- where it came from ---------------------------------------------------------------
+
+    def captures_of(self, query: str) -> list[Capture]:
+        return self.manifest.captures_of(query)
+
+    # --- for the analyst ------------------------------------------------------------------
+
+    def sql(self, text: str, values: Sequence[Any] | dict[str, Any] = ()) -> pd.DataFrame:
+        """A SELECT over series, samples, readings, histograms, log_lines, snapshots, quarantine."""
+        return self.evidence.sql(text, values)
+
+    def body(self, capture: Capture) -> bytes:
+        """A reply, byte for byte, as it came."""
+        return self.archive.read(capture)
+
+    def prometheus(self, source: str | None = None) -> Prometheus:
+        """prometheus-pandas on the sealed replies of a source; it never touches the network.
+
+        Errors: EvidenceError for a question that was never asked; it lists those that were.
+        """
+        configs = [s for s in self.incident.sources if s.type == "prometheus"]
+        chosen = next((s for s in configs if source in (None, s.name)), None)
+        if chosen is None:
+            raise EvidenceError(
+                f"the case has no Prometheus source {source or ''}",
+                next_step=f"its sources: {', '.join(s.name for s in self.incident.sources)}",
+            )
+        captures = [c for c in self.manifest.captures if c.source == chosen.name]
+        return Prometheus(chosen.url, http=replay_session(captures, self.archive))
+
+
+def open_case(folder: Path | str) -> Case:
+    """A sealed case, read-only.
+
+    Errors: EvidenceError when it is not sealed, or sealed by a version that we cannot read.
+    """
+    return Case(Path(folder))
+
+
+def find_home(start: Path | None = None) -> Path:
+    """The project folder: the nearest one upwards that holds `incidents/`, else where we are."""
+    here = (start or Path.cwd()).resolve()
+    return next((p for p in (here, *here.parents) if (p / "incidents").is_dir()), here)
+
+
+def case(**flat: Json) -> Case:
+    """The case of an incident: collected and sealed when it is new, opened when it is not.
+
+    flat: the keys of a parameters file. With empty `sources` there is nobody to ask, so the case
+          must be sealed already.
+
+    Errors: ParametersError; EvidenceError when a case of that id asked something else.
+    """
+    incident = parameters.incident_from(flat)
+    home = find_home()
+    folder = home / "incidents" / incident.id
+    if not folder.exists():
+        if not incident.sources:
+            raise EvidenceError(
+                f"incidents/{incident.id} is not there and `sources` is empty",
+                next_step="name sources to ask, or the id of a sealed case",
+            )
+        collect.collect(incident, home)
+    opened = open_case(folder)
+    if incident.sources:
+        amend(opened, incident)
+        opened = open_case(folder)
+    opened.record_findings()
+    return opened
+
+
+def amend(sealed: Case, incident: Incident) -> None:
+    """Bring what people may add later (timeline, thresholds, notes, ...) into a sealed case.
+
+    Errors: EvidenceError when the parameters ask for other evidence than the case holds.
+    """
+    if incident.digest != sealed.manifest.asked_sha256:
+        ours, theirs = parameters.flat(incident), parameters.flat(sealed.incident)
+        keys = ("kind", "start", "end", "baseline_start", "baseline_end", "sources")
+        raise EvidenceError(
+            f"incidents/{incident.id} was sealed for another question",
+            problems=[
+                f"{k}: sealed {theirs[k]}, now {ours[k]}" for k in keys if ours[k] != theirs[k]
+            ],
+            next_step="give the new question another incident_id; sealed evidence stays as it is",
+        )
+    content = parameters.to_yaml(incident)
+    path = sealed.folder / "parameters.yaml"
+    if path.read_bytes() != content:
+        sha256 = manifest.write_atomically(path, content)
+        manifest.note_act(sealed.folder, "amended", files={"parameters.yaml": sha256})

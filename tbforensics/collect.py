@@ -1,0 +1,172 @@
+"""Incident -> sealed folder. A folder appears whole or not at all.
+
+Everything happens in `incidents/.<id>.collecting`, which is renamed when it is whole. An
+interrupted collection leaves that folder; the next one asks only what was not answered yet.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+
+from tbforensics import evidence, manifest, plugins
+from tbforensics.archive import Archive
+from tbforensics.credentials import Credentials, read_credentials
+from tbforensics.errors import EvidenceError
+from tbforensics.model import Capture, Incident, Kind, Query, SourceConfig
+from tbforensics.parameters import to_yaml
+from tbforensics.sources import Source
+from tbforensics.wire import Client
+
+Report = Callable[[Capture], None]
+
+
+def collect(incident: Incident, home: Path, report: Report = lambda capture: None) -> Path:
+    """Ask every source of the incident once and seal the answers; the case's folder.
+
+    A source that fails lowers coverage and is on record; it does not stop the others.
+    `report` is called with each capture as it arrives, from several threads.
+
+    Errors: ParametersError for credentials that cannot be read, before anything is asked.
+            EvidenceError when the case is there already, or another run is collecting it.
+    """
+    folder = home / "incidents" / incident.id
+    if folder.exists():
+        raise EvidenceError(
+            f"incidents/{incident.id} is sealed already",
+            next_step="use it, or give the new question another incident_id",
+        )
+    credentials = {
+        source.name: read_credentials(
+            source.name, home / source.http_config if source.http_config else None
+        )
+        for source in incident.sources
+    }
+    partial = folder.with_name(f".{incident.id}.collecting")
+    with _alone(partial, incident):
+        archive = Archive(partial)
+        queries = catalogue(plugins.load_kind(incident.kind), incident.sources)
+        captures = _ask_all(incident, queries, archive, credentials, report)
+        build(partial, incident, captures)
+        (partial / "parameters.yaml").write_bytes(to_yaml(incident))
+        archive.close_journal()
+        manifest.seal(partial, incident, queries, captures)
+        files = {
+            name: manifest.sha256_of(partial / name)
+            for name in ("manifest.json", "parameters.yaml")
+        }
+        manifest.note_act(partial, "sealed", files=files, captures=len(captures))
+        (partial / ".lock").unlink()
+        partial.rename(folder)
+    evidence.write_views(folder)
+    return folder
+
+
+def catalogue(kind: Kind, sources: Sequence[SourceConfig]) -> tuple[Query, ...]:
+    """The kind's queries, and what each type of source is always asked."""
+    named = {query.name for query in kind.queries}
+    types = sorted({source.type for source in sources} | {q.source for q in kind.queries})
+    always = [q for name in types for q in plugins.load_source(name).always if q.name not in named]
+    return (*kind.queries, *always)
+
+
+def build(folder: Path, incident: Incident, captures: Iterable[Capture]) -> None:
+    """`raw/` -> `evidence/`: the same captures give the same bytes, on any machine."""
+    archive, writer = Archive(folder), evidence.Writer(folder)
+    sources = {config.name: plugins.load_source(config.type) for config in incident.sources}
+    for capture in manifest.ordered(captures):
+        if capture.usable:
+            for table, rows in _parsed(capture, sources[capture.source], archive):
+                writer.add(capture, table, rows)
+    writer.close()
+
+
+def _parsed(capture: Capture, source: Source, archive: Archive) -> Iterator[tuple[str, pa.Table]]:
+    try:
+        with archive.open(capture) as body:
+            yield from source.parse(capture, body)
+    except Exception as error:  # evidence is hostile: what breaks a parser is set aside, with why
+        record = {
+            "source": capture.source,
+            "query": capture.query,
+            "reason": f"the reply could not be read: {type(error).__name__}: {error}"[:500],
+        }
+        yield "quarantine", evidence.rows("quarantine", [record])
+
+
+def rebuild(folder: Path, incident: Incident) -> None:
+    """Make `evidence/` and `evidence.duckdb` of a sealed case anew from `raw/`.
+
+    The old evidence stays until the new one is whole.
+    """
+    fresh = folder / ".rebuilding"
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    (fresh / "raw").symlink_to((folder / "raw").resolve())
+    build(fresh, incident, manifest.read_manifest(folder).captures)
+    shutil.rmtree(folder / "evidence", ignore_errors=True)
+    (fresh / "evidence").rename(folder / "evidence")
+    shutil.rmtree(fresh)
+    evidence.write_views(folder)
+
+
+def _ask_all(
+    incident: Incident,
+    queries: Sequence[Query],
+    archive: Archive,
+    credentials: dict[str, Credentials],
+    report: Report,
+) -> list[Capture]:
+    def ask(config: SourceConfig) -> list[Capture]:
+        source = plugins.load_source(config.type)
+        client = Client(config, archive, credentials[config.name], source.manners)
+        asked = [query for query in queries if query.source == config.type]
+        captures = []
+        try:
+            for capture in source.fetch(asked, incident, source.options(**config.options), client):
+                captures.append(capture)
+                report(capture)
+        except Exception as error:  # our bug in one source must not cost the others' evidence
+            words = f"{type(error).__name__}: {error}"[:500]
+            captures += [
+                client.fail(query=q.name, role="", request={}, error=words)
+                for q in asked
+                if q.name not in {capture.query for capture in captures}
+            ]
+        return captures
+
+    with ThreadPoolExecutor(max_workers=max(1, len(incident.sources))) as pool:
+        return [capture for captures in pool.map(ask, incident.sources) for capture in captures]
+
+
+@contextmanager
+def _alone(partial: Path, incident: Incident) -> Iterator[None]:
+    """One run at a time on one incident; an interrupted one is taken up where it stopped."""
+    partial.mkdir(parents=True, exist_ok=True)
+    with (partial / ".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise EvidenceError(
+                f"another run is collecting {incident.id}",
+                next_step="wait for it, or stop it; what it captured is kept",
+            ) from None
+        lock.seek(0)
+        if lock.read().strip() not in ("", incident.digest):
+            raise EvidenceError(
+                f"{partial.name} holds an interrupted collection that asked something else",
+                next_step=f"finish that one, or remove incidents/{partial.name}",
+            )
+        lock.truncate(0)
+        lock.write(incident.digest)
+        lock.flush()
+        shutil.rmtree(partial / "evidence", ignore_errors=True)
+        for leftover in ("manifest.json", "custody.jsonl"):
+            (partial / leftover).unlink(missing_ok=True)
+        yield

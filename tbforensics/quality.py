@@ -1,0 +1,323 @@
+"""What the evidence can carry: how much of each question was answered, and what to doubt.
+
+Nothing found and nothing seen are told apart here. A verdict never claims more than this allows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+
+from tbforensics.evidence import Evidence
+from tbforensics.manifest import Manifest
+from tbforensics.model import Coverage, Doubt, Incident, Query, Shape, Window, utc_text
+
+ENOUGH_RATIO = 0.9  # of the window's steps; below it, silence is not read as health
+GAP_S = 60.0  # shorter holes are noise of any scraper
+UNSEEN_SHARE = 0.1  # of the window, for one target, before it limits a verdict
+QUARANTINED_SHARE = 0.05  # unreadable lines for each that could be read
+FROZEN_S = 300.0  # nothing at all moved, although every scrape succeeded
+PROVISIONAL = "provisional"  # the note of a capture that was asked too soon
+
+
+# --- coverage ------------------------------------------------------------------------------
+
+
+def coverage(
+    incident: Incident, queries: Sequence[Query], manifest: Manifest, evidence: Evidence
+) -> list[Coverage]:
+    """One row per query and source that could answer it; one "not asked" row where none could."""
+    rows: list[Coverage] = []
+    for query in queries:
+        asked = [s for s in incident.sources if s.type == query.source]
+        names = sorted(
+            {c.source for c in manifest.captures_of(query.name)} | {s.name for s in asked}
+        )
+        if not names:
+            detail = f"no source of type {query.source} is named in the parameters"
+            rows.append(Coverage(query.name, "", 0.0, "not asked", query.required, detail))
+        rows += [_covered(query, name, incident.window, manifest, evidence) for name in names]
+    return _witnessed(queries, rows)
+
+
+def _covered(
+    query: Query, source: str, window: Window, manifest: Manifest, evidence: Evidence
+) -> Coverage:
+    captures = [c for c in manifest.captures_of(query.name) if c.source == source]
+    failed = [c for c in captures if not c.usable]
+    if not captures or len(failed) == len(captures):
+        detail = failed[0].error if failed else "it was not asked"
+        return Coverage(query.name, source, 0.0, "failed", query.required, detail)
+    if query.shape is not Shape.ROWS:
+        ratio = _seen_ratio(query.name, source, window, evidence)
+        state = "absent" if ratio == 0 else "covered" if ratio >= ENOUGH_RATIO else "partial"
+        detail = (
+            f"{len(failed)} of {len(captures)} requests failed: {failed[0].error}" if failed else ""
+        )
+        if state == "absent" and failed:
+            state = "failed"
+        return Coverage(query.name, source, ratio, state, query.required, detail)
+    if query.source == "logs":
+        return _logs_covered(query, source, window, failed[0].error if failed else "", evidence)
+    return _snapshot_covered(query, source, window, evidence)
+
+
+def _seen_ratio(query: str, source: str, window: Window, evidence: Evidence) -> float:
+    """Share of the window's minutes (or of its scrapes, where those are rarer) with a sample."""
+    (row,) = evidence.records(_SEEN, {"query": query, "source": source, **_edges(window)})
+    return float(row["ratio"] or 0.0)
+
+
+def _logs_covered(
+    query: Query, source: str, window: Window, error: str, evidence: Evidence
+) -> Coverage:
+    (row,) = evidence.records(
+        "SELECT count(*) AS n FROM log_lines WHERE source = $source AND ts >= $start AND ts < $end",
+        {"source": source, **_edges(window)},
+    )
+    lines = row["n"]
+    if error:
+        return Coverage(query.name, source, 0.0, "partial", query.required, error)
+    if lines == 0:
+        detail = "it answered, and holds no line in the window"
+        return Coverage(query.name, source, 0.0, "absent", query.required, detail)
+    return Coverage(query.name, source, 1.0, "covered", query.required, f"{lines} lines")
+
+
+def _snapshot_covered(query: Query, source: str, window: Window, evidence: Evidence) -> Coverage:
+    answers = evidence.records(
+        "SELECT ts, state, value FROM snapshots WHERE query = ? AND source = ? ORDER BY ts",
+        [query.name, source],
+    )
+    if not answers:
+        detail = "the reply could not be read; see quarantine"
+        return Coverage(query.name, source, 0.0, "failed", query.required, detail)
+    last = answers[-1]
+    if last["state"] != "ok":
+        state = "unsupported" if last["state"] == "unsupported" else "failed"
+        return Coverage(query.name, source, 0.0, state, query.required, last["value"] or "")
+    detail, late_s = f"true at {utc_text(last['ts'])}", (last["ts"] - window.end).total_seconds()
+    if late_s > 0:
+        detail += f", {duration(late_s)} after the window"
+    return Coverage(query.name, source, 1.0, "covered", query.required, detail)
+
+
+def _witnessed(queries: Sequence[Query], rows: list[Coverage]) -> list[Coverage]:
+    """A family that registers at first use may be absent because nothing happened.
+
+    That is so only while another family of the same exporter, its witness, was being counted.
+    """
+    seen = {(row.query, row.source) for row in rows if row.state == "covered"}
+    by_name = {query.name: query for query in queries}
+    result = []
+    for row in rows:
+        witness = next((w for w in by_name[row.query].witnesses if (w, row.source) in seen), None)
+        if row.state == "absent" and witness:
+            detail = f"no such series while {witness} was counted: it never happened"
+            row = Coverage(row.query, row.source, 1.0, "covered", row.required, detail)
+        elif row.state == "absent" and not row.detail:
+            detail = "no such series: never happened, not compiled in, or a wrong name"
+            row = Coverage(row.query, row.source, 0.0, "absent", row.required, detail)
+        result.append(row)
+    return result
+
+
+# --- doubts --------------------------------------------------------------------------------
+
+
+def doubts(incident: Incident, manifest: Manifest, evidence: Evidence) -> list[Doubt]:
+    """Everything about the evidence that limits what may be said, or is worth knowing."""
+    return [
+        *_holes(incident, evidence),
+        *_resets(incident, evidence),
+        *_frozen(incident, evidence),
+        *_provisional(manifest),
+        *_quarantined(evidence),
+    ]
+
+
+def _holes(incident: Incident, evidence: Evidence) -> Iterator[Doubt]:
+    for place, window in (("window", incident.window), ("baseline", incident.baseline)):
+        spells = evidence.records(_HOLES, {"gap_s": GAP_S, **_edges(window)})
+        unseen_s: Counter[tuple[str, str]] = Counter()
+        for spell in spells:
+            unseen_s[spell["source"], spell["target"]] += spell["seconds"]
+        for spell in spells:
+            share = unseen_s[spell["source"], spell["target"]] / window.seconds
+            yield Doubt(
+                spell["what"],
+                f"{spell['source']}: {spell['target']} unseen for {duration(spell['seconds'])} "
+                f"of the {place}",
+                Window(spell["since"], spell["until"]),
+                # A baseline with holes makes a comparison weaker, not a silence healthier.
+                "cleared" if place == "window" and share > UNSEEN_SHARE else "",
+                ("up",),
+            )
+
+
+def _resets(incident: Incident, evidence: Evidence) -> Iterator[Doubt]:
+    for row in evidence.records(_RESETS, _edges(incident.span)):
+        names = row["queries"]
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        yield Doubt(
+            "counter reset",
+            f"{row['source']}: {row['target']} began again at zero ({', '.join(names[:4])}{more}); "
+            "undone in every sum",
+            Window(row["ts"] - timedelta(seconds=1), row["ts"]),
+            cites=tuple(names),
+        )
+
+
+def _frozen(incident: Incident, evidence: Evidence) -> Iterator[Doubt]:
+    for spell in evidence.records(_FROZEN, {"frozen_s": FROZEN_S, **_edges(incident.span)}):
+        window = Window(spell["since"], spell["until"])
+        share = window.overlap_s(incident.window) / incident.window.seconds
+        yield Doubt(
+            "frozen exporter",
+            f"{spell['source']}: {spell['target']} answered every scrape, yet none of its "
+            f"{spell['series']} series moved for {duration(spell['seconds'])}; they moved before",
+            window,
+            "cleared" if share > UNSEEN_SHARE else "",
+            ("up",),
+        )
+
+
+def _provisional(manifest: Manifest) -> Iterator[Doubt]:
+    names = sorted({c.query for c in manifest.captures if PROVISIONAL in c.notes})
+    if names:
+        yield Doubt(
+            "provisional",
+            "asked so soon after the window that samples could still arrive or vanish: "
+            + ", ".join(names),
+            limits="cleared",
+            cites=tuple(names),
+        )
+
+
+def _quarantined(evidence: Evidence) -> Iterator[Doubt]:
+    for row in evidence.records(_QUARANTINED):
+        yield Doubt(
+            "quarantined",
+            f"{row['source']}: {row['bad']} of {row['bad'] + row['good']} lines of "
+            f"{row['file'] or row['query']} could not be read (for instance: {row['reason']}); "
+            "they are in the table quarantine",
+            limits="cleared" if row["bad"] > QUARANTINED_SHARE * row["good"] else "",
+            cites=(row["query"],),
+        )
+
+
+def _edges(window: Window) -> dict[str, object]:
+    return {"start": window.start, "end": window.end}
+
+
+def duration(seconds: float) -> str:
+    """`90 s`, `12 min`, `3.5 h`, `2.0 d`: for people, to two figures or so."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.1f} d"
+
+
+_SEEN = """
+WITH readings AS (
+    SELECT sid, ts, ts - lag(ts) OVER (PARTITION BY sid ORDER BY ts) AS since
+    FROM samples JOIN series USING (sid)
+    WHERE query = $query AND source = $source AND ts >= $start AND ts < $end
+),
+grid AS (SELECT greatest(60.0, 2 * coalesce(epoch(quantile_cont(since, 0.5)), 0)) AS step_s
+         FROM readings)
+SELECT least(1.0, count(DISTINCT floor(epoch(ts - $start::TIMESTAMPTZ) / step_s))
+       / greatest(1, floor(epoch($end::TIMESTAMPTZ - $start::TIMESTAMPTZ) / any_value(step_s))))
+       AS ratio
+FROM readings, grid
+"""
+
+_TARGETS = """
+ups AS (
+    SELECT source, concat_ws(' ', labels['job'], labels['instance']) AS target, ts, value
+    FROM samples JOIN series USING (sid)
+    WHERE query = 'up' AND ts >= $start AND ts < $end
+)"""
+
+# A target's scrapes cut the window into pieces; a piece is a hole when no scrape came (gap), or
+# when the scrapes within it failed.
+_HOLES = f"""
+WITH {_TARGETS},
+pace AS (
+    SELECT source, target, quantile_cont(since, 0.5) AS usual FROM (
+        SELECT source, target,
+               epoch(ts - lag(ts) OVER (PARTITION BY source, target ORDER BY ts)) AS since FROM ups
+    ) GROUP BY ALL
+),
+pieces AS (
+    SELECT source, target, 'gap' AS what,
+           coalesce(lag(ts) OVER w, $start::TIMESTAMPTZ) AS since, ts AS until FROM ups
+    WINDOW w AS (PARTITION BY source, target ORDER BY ts)
+    UNION ALL
+    SELECT source, target, 'gap', max(ts), $end::TIMESTAMPTZ FROM ups GROUP BY source, target
+    UNION ALL
+    SELECT source, target, 'scrape failure', min(ts), least($end::TIMESTAMPTZ, max(until)) FROM (
+        SELECT source, target, ts, value, lead(ts, 1, ts) OVER w AS until,
+               row_number() OVER w - row_number() OVER (PARTITION BY source, target, value
+                                                        ORDER BY ts) AS run
+        FROM ups WINDOW w AS (PARTITION BY source, target ORDER BY ts)
+    ) WHERE value = 0 GROUP BY source, target, run
+)
+SELECT source, target, what, since, until, epoch(until - since) AS seconds
+FROM pieces JOIN pace USING (source, target)
+WHERE until > since
+  AND (what = 'scrape failure' OR epoch(until - since) > greatest($gap_s, 2.5 * usual))
+ORDER BY ALL
+"""
+
+_RESETS = """
+SELECT source, target, ts, list(DISTINCT query ORDER BY query) AS queries FROM (
+    SELECT source, concat_ws(' ', labels['job'], labels['instance']) AS target, query, ts, value,
+           lag(value) OVER (PARTITION BY sid ORDER BY ts) AS before
+    FROM samples JOIN series USING (sid)
+    WHERE metric SIMILAR TO '.*_(total|count|sum|bucket)' AND ts >= $start AND ts < $end
+) WHERE value < before
+GROUP BY ALL ORDER BY ALL
+"""
+
+_QUARANTINED = """
+WITH bad AS (
+    SELECT source, query, file, count(*) AS bad, min(reason) AS reason FROM quarantine GROUP BY ALL
+),
+good AS (SELECT source, file, count(*) AS good FROM log_lines GROUP BY ALL)
+SELECT bad.*, coalesce(good, 0) AS good
+FROM bad LEFT JOIN good ON good.source = bad.source AND good.file IS NOT DISTINCT FROM bad.file
+ORDER BY ALL
+"""
+
+# Series that Prometheus makes about a target move however dead the target is.
+_FROZEN = f"""
+WITH {_TARGETS},
+moves AS (
+    SELECT source, concat_ws(' ', labels['job'], labels['instance']) AS target, sid, ts,
+           value IS DISTINCT FROM lag(value) OVER (PARTITION BY sid ORDER BY ts) AS moved
+    FROM samples JOIN series USING (sid)
+    WHERE ts >= $start AND ts < $end AND metric <> 'up'
+      AND metric NOT LIKE 'scrape\\_%' ESCAPE '\\' AND metric NOT LIKE 'ALERTS%'
+),
+scrapes AS (
+    SELECT source, target, ts, count(*) AS series, bool_or(moved) AS moved
+    FROM moves GROUP BY ALL
+),
+still AS (
+    SELECT source, target, max(series) AS series, ts_from AS since, max(ts) AS until
+    FROM (SELECT *, max(CASE WHEN moved THEN ts END) OVER (
+                 PARTITION BY source, target ORDER BY ts) AS ts_from FROM scrapes)
+    GROUP BY source, target, ts_from
+)
+SELECT still.source, still.target, series, since, until, epoch(until - since) AS seconds
+FROM still
+WHERE epoch(until - since) >= $frozen_s AND since > $start::TIMESTAMPTZ AND series >= 3
+  AND (SELECT count(*) FILTER (moved) / count(*) FROM scrapes s
+       WHERE s.source = still.source AND s.target = still.target AND s.ts <= still.since) >= 0.5
+  AND NOT EXISTS (SELECT 1 FROM ups WHERE ups.source = still.source AND ups.target = still.target
+                  AND ups.ts BETWEEN since AND until AND ups.value <> 1)
+ORDER BY ALL
+"""
