@@ -64,8 +64,8 @@ class Archive:
                         compressed.write(chunk)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, self.path_of(digest.hexdigest()))
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(self.path_of(digest.hexdigest()))
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
@@ -87,13 +87,22 @@ class Archive:
                 f"raw/{path.name} is missing ({capture.source}, {capture.query})",
                 next_step="restore it from a copy of the case; it cannot be asked for again",
             ) from None
-        with file, zstandard.ZstdDecompressor().stream_reader(file) as body:
-            yield io.BufferedReader(body, _CHUNK_BYTES)
+        try:
+            with file, zstandard.ZstdDecompressor().stream_reader(file) as body:
+                yield io.BufferedReader(body, _CHUNK_BYTES)
+        except zstandard.ZstdError:
+            raise _damaged(path, capture) from None
 
     def read(self, capture: Capture) -> bytes:
-        """The whole body of a capture, for replies known to be small."""
-        with self.open(capture) as body:
-            return body.read()
+        """The whole body of a capture, for replies known to be small.
+
+        Errors: EvidenceError when its bytes do not give its hash.
+        """
+        with self.open(capture) as stream:
+            body = stream.read()
+        if hashlib.sha256(body).hexdigest() != capture.sha256:
+            raise _damaged(self.path_of(str(capture.sha256)), capture)
+        return body
 
     def holds(self, sha256: str) -> bool:
         """Whether the body is here and its bytes still give its hash."""
@@ -113,19 +122,23 @@ class Archive:
 
     def record(self, capture: Capture) -> Capture:
         """Append to the journal, on disk before this returns."""
-        line = json.dumps(capture.to_json(), sort_keys=True, ensure_ascii=False) + "\n"
-        with self._lock, self._journal.open("a", encoding="utf-8") as journal:
+        line = json.dumps(capture.to_json(), sort_keys=True).encode() + b"\n"
+        with self._lock, self._journal.open("a+b") as journal:
+            if journal.seek(0, os.SEEK_END):
+                journal.seek(-1, os.SEEK_END)
+                if journal.read(1) != b"\n":  # torn by a crash: it must not take this line along
+                    line = b"\n" + line
             journal.write(line)
             journal.flush()
             os.fsync(journal.fileno())
         return capture
 
     def recorded(self) -> list[Capture]:
-        """What the journal holds; a line torn by a crash is the last one and is dropped."""
+        """What the journal holds; a line torn by a crash is dropped."""
         if not self._journal.exists():
             return []
         captures = []
-        for line in self._journal.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in self._journal.read_bytes().split(b"\n"):
             try:
                 captures.append(Capture.from_json(json.loads(line)))
             except (ValueError, KeyError, TypeError):
@@ -137,3 +150,10 @@ class Archive:
         self._journal.unlink(missing_ok=True)
         for leftover in self.raw.glob(".arriving-*"):
             leftover.unlink()
+
+
+def _damaged(path: Path, capture: Capture) -> EvidenceError:
+    return EvidenceError(
+        f"raw/{path.name} is damaged ({capture.source}, {capture.query})",
+        next_step="restore it from a copy of the case; it cannot be asked for again",
+    )

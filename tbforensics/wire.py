@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 
 import requests
 from requests.adapters import HTTPAdapter
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import DecodeError, HTTPError, ProtocolError
 from urllib3.util import Retry
 
 from tbforensics.archive import Archive
@@ -29,6 +29,10 @@ MASK = "***"
 _SECRET_PARAMS = {"passphrase", "password", "token", "access_token", "api_key", "apikey", "secret"}
 _RETRIED = (408, 429, 500, 502, 503, 504)
 _CHUNK_BYTES = 1 << 18
+_MOST_CUTS = 2  # how often a body that was cut short is asked for again
+
+# What a reply says about itself: why it cannot be used ("" when it can), and notes.
+Explain = Callable[[bytes], tuple[str, tuple[str, ...]]]
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ class _Adapter(HTTPAdapter):
         patience = _Patience(
             total=manners.retries,
             redirect=0,
+            read=min(1, manners.retries),  # what hung once mostly hangs again, and waiting is long
             status_forcelist=_RETRIED,
             allowed_methods=None,  # everything that a source asks only reads
             backoff_factor=manners.backoff_s,
@@ -154,14 +159,21 @@ class Client:
         path: str = "",
         method: str = "GET",
         params: Mapping[str, Json] | None = None,
+        form: Mapping[str, Json] | None = None,
         json: Json = None,
         headers: Mapping[str, str] | None = None,
         window: Window | None = None,
         accept_status: tuple[int, ...] = (200,),
+        notes: tuple[str, ...] = (),
+        explain: Explain | None = None,
     ) -> Capture:
         """Ask once and keep the reply. Never raises for what a server does: see `error`.
 
         A reply with another status than expected is kept as well, and is not usable.
+
+        form:    sent as the body of a POST, for a question too long for a URL.
+        explain: reads the kept body for the server's own words about it: an error inside a 200,
+                 or why it refused.
         """
         url = (
             f"{(self.source.url or '').rstrip('/')}/{path.lstrip('/')}"
@@ -169,32 +181,41 @@ class Client:
             else str(self.source.url)
         )
         request: dict[str, Json] = {"method": method, "url": without_secrets(url)}
-        if params:
-            request["params"] = {
-                k: MASK if k.lower() in _SECRET_PARAMS else v for k, v in params.items()
-            }
+        for name, values in (("params", params), ("form", form)):
+            if values:
+                request[name] = {
+                    k: MASK if k.lower() in _SECRET_PARAMS else v for k, v in values.items()
+                }
         if json is not None:
             request["json"] = json
-        asked = Capture(self.source.name, query, role, request, self._clock(), window)
+        asked = Capture(self.source.name, query, role, request, self.now(), window, notes=notes)
         if known := self._answered(asked):
             return known
         secrets = [*self._secrets]
-        secrets += [str(v) for k, v in (params or {}).items() if k.lower() in _SECRET_PARAMS]
-        try:
-            reply = self.session.request(
-                method,
-                url,
-                params={k: str(v) for k, v in params.items()} if params else None,
-                json=json,
-                headers=dict(headers or {}),
-                stream=True,
-                allow_redirects=False,
-            )
-            with reply:
-                capture = self._keep(asked, reply, accept_status)
-        except (requests.RequestException, HTTPError, OSError, ValueError) as error:
-            capture = replace(asked, error=_clean(_in_words(error), secrets))
+        for values in (params, form):
+            secrets += [str(v) for k, v in (values or {}).items() if k.lower() in _SECRET_PARAMS]
+        sent = {
+            "params": {k: str(v) for k, v in params.items()} if params else None,
+            "data": {k: str(v) for k, v in form.items()} if form else None,
+            "json": json,
+            "headers": dict(headers or {}),
+        }
+        capture = self._patiently(asked, method, url, sent, accept_status)
+        if explain and capture.sha256:
+            why, said = explain(self.archive.read(capture))
+            error = f"{capture.error}: {why}" if capture.error and why else capture.error or why
+            capture = replace(capture, error=error, notes=(*capture.notes, *said))
+        capture = replace(
+            capture,
+            error=_clean(capture.error, secrets),
+            notes=tuple(_clean(note, secrets) for note in capture.notes),
+        )
         return self.archive.record(capture)
+
+    def now(self) -> datetime:
+        """The clock that dates every capture."""
+        moment: datetime = self._clock()
+        return moment
 
     def keep_file(
         self,
@@ -207,7 +228,7 @@ class Client:
         notes: tuple[str, ...] = (),
     ) -> Capture:
         """Keep what was read from a file, as if it were a reply."""
-        asked = Capture(self.source.name, query, role, request, self._clock(), window, notes=notes)
+        asked = Capture(self.source.name, query, role, request, self.now(), window, notes=notes)
         if known := self._answered(asked):
             return known
         try:
@@ -219,7 +240,7 @@ class Client:
 
     def fail(self, *, query: str, role: str, request: Mapping[str, Json], error: str) -> Capture:
         """Record that something could not even be asked."""
-        asked = Capture(self.source.name, query, role, request, self._clock(), error=error)
+        asked = Capture(self.source.name, query, role, request, self.now(), error=error)
         return self.archive.record(asked)
 
     def body(self, capture: Capture) -> bytes:
@@ -230,6 +251,33 @@ class Client:
         if known and known.sha256 and self.archive.holds(known.sha256):
             return known
         return None
+
+    def _patiently(
+        self,
+        asked: Capture,
+        method: str,
+        url: str,
+        sent: Mapping[str, Any],
+        accept_status: tuple[int, ...],
+    ) -> Capture:
+        """The session retries until a reply begins; a body that is cut short is asked for here."""
+        cuts = 0
+        while True:
+            try:
+                with self.session.request(
+                    method, url, stream=True, allow_redirects=False, **sent
+                ) as reply:
+                    return self._keep(asked, reply, accept_status)
+            except (ProtocolError, DecodeError) as error:
+                # Only reading a body lets these through; `requests` wraps what comes before.
+                reason = f"the reply was cut short or damaged: {_in_words(error)}"
+                if cuts == _MOST_CUTS:
+                    return replace(asked, error=reason)
+                cuts += 1
+                asked = replace(asked, notes=(*asked.notes, f"tried again: {reason}"))
+                time.sleep(self.manners.backoff_s * cuts)
+            except (requests.RequestException, HTTPError, OSError, ValueError) as error:
+                return replace(asked, error=_in_words(error))
 
     def _keep(
         self, asked: Capture, reply: requests.Response, accept_status: tuple[int, ...]
@@ -248,12 +296,19 @@ class Client:
         elif reply.status_code not in accept_status:
             error = f"HTTP {reply.status_code} {reply.reason or ''}".strip()
         return replace(
-            asked, status=reply.status_code, sha256=sha256, bytes=length, error=error, notes=notes
+            asked,
+            status=reply.status_code,
+            sha256=sha256,
+            bytes=length,
+            error=error,
+            notes=(*asked.notes, *notes),
         )
 
     def _chunks(self, reply: requests.Response) -> Iterator[bytes]:
         deadline, length = time.monotonic() + self.manners.whole_reply_s, 0
-        for chunk in reply.iter_content(_CHUNK_BYTES):
+        # `read1` gives what is there; `iter_content` would wait for a whole chunk, however slowly
+        # its bytes drip in.
+        while chunk := reply.raw.read1(_CHUNK_BYTES, decode_content=True):
             length += len(chunk)
             if length > self.manners.longest_body_bytes:
                 most = self.manners.longest_body_bytes
@@ -322,7 +377,9 @@ class _Replay(HTTPAdapter):
         super().__init__()
         self._archive = archive
         self._bodies = {
-            _question(c.request["url"], c.request.get("params")): c
+            _question(
+                c.request["url"], {**c.request.get("params", {}), **c.request.get("form", {})}
+            ): c
             for c in captures
             if c.sha256 and "url" in c.request
         }
