@@ -50,6 +50,7 @@ class JsonRpc:
     about = "A The-Block node's JSON-RPC: state at the moment of asking"
     options = Options
     needs_url = True
+    always: tuple[Query, ...] = ()  # nothing that no kind names
     # The node takes 100 requests a second and bans for 60 s the first address that sends more.
     # A method that gives no reply may have cost the node a worker: it is not asked many times.
     manners = Manners(
@@ -183,6 +184,8 @@ def _answer(capture: Capture, reply: Json) -> tuple[str, str, Json]:
     if reply.get("id") != question.get("id"):
         raise ValueError(f"it answers question {reply.get('id')!r}, not {question.get('id')!r}")
     value, generation = theblock.normalise(str(question.get("method")), reply["result"])
+    if isinstance(value, dict):  # a balance does not say whose it is; the question did
+        value = {**question.get("params", {}), **value}
     return "ok", generation, value
 
 

@@ -1,0 +1,284 @@
+"""From the bytes of a log file to blocks of whole lines, in memory that does not grow with it.
+
+Compression is told by the first bytes, never by the name. What expands without measure, ends
+early or never ends a line is cut off with the reason; all that came before it is kept.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import BinaryIO
+
+import zstandard
+
+CHUNK_BYTES = 4 << 20
+LONGEST_LINE_BYTES = 1 << 20
+KEPT_OF_LONG_LINE = 4096
+# Text logs compress 10 to 50 times; what expands further than this is no log.
+FREELY_EXPANDED_BYTES = 64 << 20
+MOST_EXPANSION = 250
+_LARGEST_ZSTD_WINDOW = 128 << 20
+
+_ARRAY = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*[{\]]")
+_SPACE = " \t\r\n"
+
+
+class StreamError(Exception):
+    """Why the rest of a file is not read, in words."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Whole lines. `first_line` counts from 1, `offset` in bytes of the uncompressed file.
+
+    too_long: the length of the one line that this block holds the first bytes of; else 0.
+    """
+
+    data: bytes
+    first_line: int
+    offset: int
+    too_long: int = 0
+
+
+@dataclass(frozen=True)
+class Element:
+    """One element of an array that fills a file; `place` counts from 1."""
+
+    data: bytes
+    place: int
+    offset: int
+
+
+def read(body: BinaryIO) -> Iterator[Block | Element]:
+    """Blocks of lines; elements where all of the file is one JSON array over several lines, or
+    on one line of any length.
+
+    Errors: StreamError, after everything that could be read.
+    """
+    chunks = _expanded(body)
+    head, error = b"", None
+    try:
+        while len(head) <= LONGEST_LINE_BYTES and (chunk := next(chunks, b"")):
+            head += chunk
+    except StreamError as reason:
+        error = reason
+    if head.startswith(b"SQLite format 3\0"):
+        raise StreamError("an SQLite file, not log lines")
+    rest = _after(head, chunks, error)
+    if _is_one_array(head):
+        yield from _elements(rest)
+    else:
+        yield from _blocks(rest)
+
+
+def _after(head: bytes, chunks: Iterator[bytes], error: StreamError | None) -> Iterator[bytes]:
+    if head:
+        yield head
+    if error:
+        raise error
+    yield from chunks
+
+
+def _is_one_array(head: bytes) -> bool:
+    """Whether the file is one array. A file of arrays, one a line, is not; nor is one whose
+    first line is torn and whose others are whole."""
+    if not _ARRAY.match(head):
+        return False
+    first, _, more = head.lstrip().partition(b"\n")
+    if not more.strip() or first.strip() == b"[":
+        return True
+    return not any(_is_whole(line) for line in (first, *more.split(b"\n", 100)[:100]))
+
+
+def _is_whole(line: bytes) -> bool:
+    if line[:1] not in (b"[", b"{"):
+        return False
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+# --- compression -------------------------------------------------------------------------
+
+
+class _Counted:
+    """Counts what is taken from a stream."""
+
+    def __init__(self, body: BinaryIO) -> None:
+        self._body, self.taken = body, 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._body.read(size)
+        self.taken += len(data)
+        return data
+
+
+def _expanded(body: BinaryIO) -> Iterator[bytes]:
+    magic = body.read(4)
+    counted = _Counted(_Rejoined(magic, body))  # type: ignore[arg-type]
+    stream: BinaryIO
+    if magic[:2] == b"\x1f\x8b":
+        stream = gzip.GzipFile(fileobj=counted)  # type: ignore[call-overload]
+    elif magic == b"\x28\xb5\x2f\xfd":
+        decompressor = zstandard.ZstdDecompressor(max_window_size=_LARGEST_ZSTD_WINDOW)
+        stream = decompressor.stream_reader(counted, read_across_frames=True)  # type: ignore[arg-type]
+    else:
+        while chunk := counted.read(CHUNK_BYTES):
+            yield chunk
+        return
+    length = 0
+    while True:
+        try:
+            chunk = stream.read(CHUNK_BYTES)
+        except (EOFError, OSError, zlib.error, zstandard.ZstdError) as error:
+            raise StreamError(f"its compression is broken after {length} bytes: {error}") from None
+        if not chunk:
+            return
+        length += len(chunk)
+        if length > max(FREELY_EXPANDED_BYTES, MOST_EXPANSION * counted.taken):
+            raise StreamError(
+                f"{counted.taken} compressed bytes gave more than {length - len(chunk)}; "
+                "the rest is not expanded"
+            )
+        yield chunk
+
+
+class _Rejoined:
+    """A stream whose first bytes were already taken."""
+
+    def __init__(self, head: bytes, body: BinaryIO) -> None:
+        self._head, self._body = head, body
+
+    def read(self, size: int = -1) -> bytes:
+        if not self._head:
+            return self._body.read(size)
+        size = len(self._head) if size < 0 else size
+        taken, self._head = self._head[:size], self._head[size:]
+        return taken
+
+
+# --- lines -------------------------------------------------------------------------------
+
+
+def _blocks(chunks: Iterator[bytes]) -> Iterator[Block]:
+    rest, line, offset = b"", 1, 0
+    stopped: StreamError | None = None
+    long_head, long_length = b"", 0  # of a line too long to hold, while its end is looked for
+    while True:
+        try:
+            chunk = next(chunks, b"")
+        except StreamError as error:
+            stopped, chunk = error, b""
+        if not chunk:
+            break
+        if long_length:
+            newline = chunk.find(b"\n") + 1
+            long_length += newline or len(chunk)
+            if not newline:
+                continue
+            yield Block(long_head, line, offset, too_long=long_length)
+            line, offset, long_length = line + 1, offset + long_length, 0
+            chunk = chunk[newline:]
+        rest += chunk
+        end = rest.rfind(b"\n") + 1
+        if end:
+            yield Block(rest[:end], line, offset)
+            line, offset, rest = line + rest.count(b"\n"), offset + end, rest[end:]
+        if len(rest) > LONGEST_LINE_BYTES:
+            long_head, long_length, rest = rest[:KEPT_OF_LONG_LINE], len(rest), b""
+    if long_length:
+        yield Block(long_head, line, offset, too_long=long_length)
+    elif rest:
+        yield Block(rest, line, offset)
+    if stopped:
+        raise stopped
+
+
+# --- one array ---------------------------------------------------------------------------
+
+_DECODER = json.JSONDecoder(strict=False)
+
+
+def _elements(chunks: Iterator[bytes]) -> Iterator[Element]:
+    """The elements of one array, delimited one by one and read by whoever asks."""
+    text = _Text(chunks)
+    while text.next_char() == "[":
+        text.skip(1)
+        place = 0
+        if text.next_char() == "]":
+            text.skip(1)
+            continue
+        while True:
+            place += 1
+            text.next_char()
+            offset = text.offset
+            yield Element(text.value(place).encode("utf-8", "replace"), place, offset)
+            mark = text.next_char()
+            text.skip(1)
+            if mark == "]":
+                break
+            if mark != ",":
+                raise StreamError(f"the array breaks off after its element {place}")
+    if text.next_char():
+        raise StreamError("something other than an array follows; it is not read")
+
+
+class _Text:
+    """The text of a stream, read from the front; holds little more than one element."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chain(chunks, [b""])
+        self._decode = codecs.getincrementaldecoder("utf-8-sig")()
+        self._text, self._at, self._ended = "", 0, False
+        self.offset = 0
+
+    def next_char(self) -> str:
+        while True:
+            while self._at < len(self._text) and self._text[self._at] in _SPACE:
+                self._at += 1
+                self.offset += 1
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._more():
+                return ""
+
+    def skip(self, chars: int) -> None:
+        self._at += chars
+        self.offset += chars  # only ever punctuation
+
+    def value(self, place: int) -> str:
+        while True:
+            try:
+                _, end = _DECODER.raw_decode(self._text, self._at)
+                if end < len(self._text) or self._ended:
+                    break
+                reason = "it does not end"
+            except (ValueError, RecursionError) as error:
+                reason = str(error) or type(error).__name__
+            if len(self._text) - self._at > LONGEST_LINE_BYTES or not self._more():
+                raise StreamError(f"the array is not JSON at its element {place}: {reason}"[:200])
+        found = self._text[self._at : end]
+        self._at = end
+        self.offset += len(found.encode("utf-8", "replace"))
+        return found
+
+    def _more(self) -> bool:
+        if self._ended:
+            return False
+        chunk = next(self._chunks)
+        self._ended = not chunk
+        try:
+            fresh = self._decode.decode(chunk, final=self._ended)
+        except UnicodeDecodeError as error:
+            raise StreamError(f"the array holds invalid UTF-8: {error.reason}") from None
+        self._text, self._at = self._text[self._at :] + fresh, 0
+        return not self._ended

@@ -1,0 +1,336 @@
+"""Log lines: a The-Block node's `/logs/search`, and files of logs, dumps and journals.
+
+Lines are kept from five minutes before the baseline or the window, whichever starts first, to
+the end of the later one, with lines that have no time of their own; the rest is counted. The
+bytes that they were read from are kept whole.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, tzinfo
+from fnmatch import translate
+from pathlib import Path
+from typing import BinaryIO
+from zoneinfo import ZoneInfo
+
+import pyarrow as pa
+
+from tbforensics.logrows import Clock, LineError, time_ms
+from tbforensics.logtables import Reading
+from tbforensics.model import Capture, Incident, Json, Query, Shape, Window, utc_text
+from tbforensics.wire import Client, Manners
+
+QUERY = "log_lines"  # one sweep answers whatever a kind may ask of the logs
+SEARCH, FILE, LISTING = "search", "file", "listing"
+LEAD_S = 300.0
+_MOST_ROWS = 1_000_000  # asked for one second before the rest of that second is given up
+_DUMPED_AT = re.compile(r"_(\d{9,11})\.json")
+
+
+@dataclass(frozen=True)
+class Options:
+    """url and path may both be given; either is enough.
+
+    path: a file, a folder (all files below it) or a glob (`*`, `?`, `[...]`, `**`).
+    time_zone: how to read times without a zone: `UTC` or a name like `Europe/Berlin`. Without
+               it such lines keep no time.
+    host: the Host header, where a tunnel hides the name that the node allows.
+    db: the store on the node, where it is not the default one. A node of generation B creates
+        a store that is missing, so a wrong name is answered with "no lines".
+    rows_per_page: how many rows to ask a node for at once.
+    passphrase_file, passphrase_env: where to find the passphrase of an encrypted store.
+    """
+
+    path: str = ""
+    time_zone: str = ""
+    host: str = ""
+    db: str = ""
+    rows_per_page: int = 5_000
+    passphrase_file: str = ""
+    passphrase_env: str = ""
+
+
+class Logs:
+    about = "Log lines of a The-Block node (/logs/search) or of files: JSON lines, dumps, text"
+    options = Options
+    needs_url = False
+    always = (Query(QUERY, "logs", "", "lines", Shape.ROWS, why="what was logged"),)
+    manners = Manners(
+        read_s=60.0, retries=2, ban_s=61.0, requests_per_s=5.0, longest_body_bytes=1 << 30
+    )
+
+    def fetch(
+        self, queries: Sequence[Query], incident: Incident, options: object, client: Client
+    ) -> Iterator[Capture]:
+        assert isinstance(options, Options)
+        window = incident.span.widened(before_s=LEAD_S)
+        if not client.source.url and not options.path:
+            yield _failed(client, SEARCH, {}, "neither `url` nor `path` says where the logs are")
+        if client.source.url:
+            yield from _sweep(client, options, window)
+        if options.path:
+            yield from _files(client, options, window)
+
+    def parse(self, capture: Capture, body: BinaryIO) -> Iterator[tuple[str, pa.Table]]:
+        name = str(capture.request.get("file", "logs/search"))
+        reading = Reading(capture.source, capture.query, name, capture.window, _clock(capture))
+        if capture.role == LISTING:
+            yield reading.summary(LISTING, capture.asked_at, {"files": json.load(body)})
+            return
+        extra: dict[str, Json] = {}
+        if capture.role == SEARCH:
+            page = body.read()
+            if page.lstrip()[:1] != b"[":
+                yield reading.refusal("the reply is not an array", page)
+                return
+            reading.left_ms = _left_to_next_page(capture, page)
+            body = io.BytesIO(page)
+        elif dumped := _DUMPED_AT.search(name):
+            # A dump without rows still says that its trigger fired.
+            extra["dumped_at"] = int(dumped[1])
+        yield from reading.tables(body)
+        yield reading.summary("summary", capture.asked_at, extra)
+
+
+def _failed(client: Client, role: str, request: dict[str, Json], error: str) -> Capture:
+    return client.fail(query=QUERY, role=role, request=request, error=error)
+
+
+def _clock(capture: Capture) -> Clock:
+    zone = str(capture.request.get("time_zone", ""))
+    return Clock(_zone(zone), capture.window.start if capture.window else None)
+
+
+def _zone(name: str) -> tzinfo | None:
+    if not name or name == "UTC":
+        return UTC if name else None
+    return ZoneInfo(name)
+
+
+# --- a node ------------------------------------------------------------------------------
+#
+# `/logs/search` answers newest first, both ends included, in whole seconds, and has no offset.
+# So `until` moves down: a full page may have cut its oldest second, which is asked for again
+# from there and read from the next page alone. A second with more rows than a page is asked for
+# with a longer page. The id would do as a cursor only upwards, and starts at 0 or at 1.
+
+
+def _sweep(client: Client, options: Options, window: Window) -> Iterator[Capture]:
+    params: dict[str, Json] = {"since": math.floor(window.start.timestamp())}
+    if options.db:
+        params["db"] = options.db
+    if options.passphrase_file or options.passphrase_env:
+        try:
+            params["passphrase"] = _passphrase(options)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            yield _failed(client, SEARCH, {}, f"no passphrase, so asked without one: {reason}")
+    page_rows = max(1, min(options.rows_per_page, _MOST_ROWS))
+    until, limit = math.ceil(window.end.timestamp()) - 1, page_rows
+    while until >= params["since"]:
+        asked = {**params, "until": until, "limit": limit}
+        capture = client.ask(
+            query=QUERY,
+            role=SEARCH,
+            path="logs/search",
+            params=asked,
+            headers={"Host": options.host} if options.host else {},
+            window=window,
+        )
+        yield capture
+        seconds = _seconds(client.body(capture)) if capture.usable else []
+        if len(seconds) < limit:
+            return
+        if not all(params["since"] <= second <= until for second in seconds):
+            request: dict[str, Json] = {"params": {**asked, "passphrase": "***"}}
+            yield _failed(client, SEARCH, request, "the node does not keep to `since` and `until`")
+            return
+        if (oldest := min(seconds)) < until:
+            until, limit = oldest, page_rows
+        elif limit < _MOST_ROWS:
+            limit = min(4 * limit, _MOST_ROWS)
+        else:
+            until, limit = until - 1, page_rows
+
+
+def _passphrase(options: Options) -> str:
+    if options.passphrase_file:
+        return Path(options.passphrase_file).read_text(encoding="utf-8").rstrip("\r\n")
+    if passphrase := os.environ.get(options.passphrase_env):
+        return passphrase
+    raise ValueError(f"{options.passphrase_env} is not set")
+
+
+def _seconds(page: bytes) -> list[int]:
+    """The second of each row; -1 of one whose time cannot be read. Empty for no array."""
+    try:
+        found = json.loads(page)
+    except (ValueError, RecursionError):
+        return []
+    return [_second(item) for item in found] if isinstance(found, list) else []
+
+
+def _second(item: Json) -> int:
+    try:
+        ts_ms = time_ms(item["timestamp"])
+    except (LineError, LookupError, TypeError):
+        return -1
+    return -1 if ts_ms is None else ts_ms // 1000
+
+
+def _left_to_next_page(capture: Capture, page: bytes) -> range | None:
+    """The milliseconds whose rows the next page gives whole; None when this is the last page.
+
+    Were that page to fail, its capture says so from this second on.
+    """
+    limit = capture.request.get("params", {}).get("limit", math.inf)
+    seconds = _seconds(page)
+    if len(seconds) < limit or (limit >= _MOST_ROWS and min(seconds) == max(seconds)):
+        return None
+    return range(min(seconds) * 1000, min(seconds) * 1000 + 1000)
+
+
+# --- files -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A file below what the user named; `name` is relative to that, so no machine is named.
+
+    why_not: why it is not read; "" when it is.
+    """
+
+    path: Path
+    name: str
+    why_not: str = ""
+    length: int = 0
+    modified: str = ""
+
+    def to_json(self) -> dict[str, Json]:
+        return {
+            "file": self.name,
+            "bytes": self.length,
+            "modified": self.modified,
+            "why_not_read": self.why_not,
+        }
+
+
+def _files(client: Client, options: Options, window: Window) -> Iterator[Capture]:
+    request: dict[str, Json] = {}
+    if options.time_zone:
+        try:
+            _zone(options.time_zone)
+            request["time_zone"] = options.time_zone
+        except (OSError, ValueError, LookupError):
+            reason = f"no such time zone: {options.time_zone!r}; times without one are not read"
+            yield _failed(client, FILE, {}, reason)
+    found = _found(options.path)
+    listing = json.dumps([file.to_json() for file in found]).encode()
+    yield client.keep_file([listing], query=QUERY, role=LISTING, request={"files": "all found"})
+    wanted = [file for file in found if not file.why_not]
+    if not wanted:
+        yield _failed(client, FILE, {}, "no file to read under `path`: see the listing")
+    for file in wanted:
+        yield client.keep_file(
+            _chunks(file.path),
+            query=QUERY,
+            role=FILE,
+            request={"file": file.name, **request},
+            window=window,
+        )
+
+
+def _found(path: str) -> list[_Found]:
+    """Regular files, in the order of their names. Links and devices below a folder are named
+    and not followed: a pipe would never end, a link may lead anywhere."""
+    root = Path(path).expanduser()
+    if root.is_file():
+        return [_look(root.resolve(), root.name)]
+    if root.is_dir():
+        return _below(root, re.compile(""))
+    parts = root.parts
+    fixed = next((i for i, part in enumerate(parts) if set(part) & set("*?[")), None)
+    if fixed is None:
+        why = "not a regular file" if root.exists() else "there is no such file or folder"
+        return [_Found(root, _writable(root.name), why)]
+    return _below(Path(*parts[:fixed]), _pattern(parts[fixed:]))
+
+
+def _pattern(parts: Sequence[str]) -> re.Pattern[str]:
+    """`**` stands for any folders, the other marks for anything within one name."""
+    text = ""
+    for place, part in enumerate(parts):
+        if part == "**":
+            text += ".*" if place == len(parts) - 1 else "(?:.*/)?"
+        else:
+            inner = translate(part).removeprefix("(?s:").removesuffix(r")\Z")
+            text += inner.replace(".*", "[^/]*") + ("/" if place < len(parts) - 1 else "")
+    return re.compile(text + r"\Z", re.DOTALL)
+
+
+def _below(root: Path, pattern: re.Pattern[str]) -> list[_Found]:
+    found = []
+
+    def unreadable(error: OSError) -> None:
+        folder = Path(str(error.filename))
+        name = str(folder.relative_to(root)) if folder != root else "."
+        found.append(_Found(folder, _writable(name), error.strerror or "cannot be read"))
+
+    for folder, folders, files in os.walk(root, onerror=unreadable):
+        folders.sort()
+        links = [name for name in folders if (Path(folder) / name).is_symlink()]
+        for name in sorted([*files, *links]):
+            path = Path(folder) / name
+            relative = str(path.relative_to(root))
+            if pattern.match(relative):
+                found.append(_look(path, relative))
+    return sorted(found, key=lambda file: file.name)
+
+
+def _look(path: Path, name: str) -> _Found:
+    name = _writable(name)
+    try:
+        status = path.lstat()
+    except OSError as error:
+        return _Found(path, name, error.strerror or "cannot be read")
+    modified = utc_text(datetime.fromtimestamp(int(status.st_mtime), UTC))
+    if stat.S_ISLNK(status.st_mode):
+        return _Found(path, name, "a symbolic link; name its target to read it", 0, modified)
+    if not stat.S_ISREG(status.st_mode):
+        return _Found(path, name, "not a regular file", 0, modified)
+    return _Found(path, name, "", status.st_size, modified)
+
+
+def _writable(name: str) -> str:
+    """A file name that UTF-8 can hold, whatever bytes it is made of."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    """The bytes of a file as it was when opened: what is appended meanwhile is left alone.
+
+    Errors: OSError, without the path.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror) from None
+    with os.fdopen(handle, "rb") as file:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("not a regular file any more")
+        left = status.st_size
+        while left > 0 and (chunk := file.read(min(left, 1 << 20))):
+            left -= len(chunk)
+            yield chunk
+
+
+SOURCE = Logs()
