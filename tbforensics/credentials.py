@@ -13,11 +13,13 @@ from __future__ import annotations
 import os
 import re
 import ssl
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import requests
 import yaml
@@ -91,6 +93,11 @@ class _File(_Strict):
             raise ValueError(f"at most one of basic_auth, authorization, oauth2; found {given}")
         if self.tls_config.server_name:
             raise ValueError("tls_config.server_name is not supported; use a name that resolves")
+        for name in ("no_proxy", "proxy_connect_header"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name} is not supported; without it the run would not do as told"
+                )
         return self
 
 
@@ -126,30 +133,58 @@ class _ClientCredentials(AuthBase):
     def __init__(self, config: _OAuth2, secret: str, verify: bool | str) -> None:
         self._config, self._secret, self._verify = config, secret, verify
         self._token, self._good_until = "", 0.0
+        self._lock = threading.Lock()
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if time.monotonic() >= self._good_until:
-            self._renew()
-        request.headers["Authorization"] = f"Bearer {self._token}"
+        with self._lock:
+            if time.monotonic() >= self._good_until:
+                self._renew()
+            request.headers["Authorization"] = f"Bearer {self._token}"
         return request
 
     def _renew(self) -> None:
+        """Errors: ValueError that names neither the token nor the secret."""
         form = {"grant_type": "client_credentials", **self._config.endpoint_params}
         if self._config.scopes:
             form["scope"] = " ".join(self._config.scopes)
-        reply = requests.post(
-            self._config.token_url,
-            data=form,
-            auth=(self._config.client_id, self._secret),
-            timeout=30,
-            verify=self._verify,
-            allow_redirects=False,
-        )
-        reply.raise_for_status()
-        token = reply.json()
-        self._token = str(token["access_token"])
+        with requests.Session() as session:
+            session.trust_env = False
+            try:
+                reply = session.post(
+                    self._config.token_url,
+                    data=form,
+                    auth=_basic(self._config.client_id, self._secret),
+                    timeout=30,
+                    verify=self._verify,
+                    allow_redirects=False,
+                )
+            except requests.RequestException as error:
+                # Its own message would quote the URL, and `requests` would try it again and again.
+                raise ValueError(f"no token: {type(error).__name__} at oauth2.token_url") from None
+        if reply.status_code != 200:
+            raise ValueError(f"no token: oauth2.token_url answers HTTP {reply.status_code}")
+        try:
+            token = reply.json()
+            text, lasts_s = str(token["access_token"]), float(token.get("expires_in", 300))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError("no token: oauth2.token_url answers with something else") from None
         # Renew a little early: a token that expires on the way is a failed question.
-        self._good_until = time.monotonic() + max(0.0, float(token.get("expires_in", 300)) - 30)
+        self._token, self._good_until = text, time.monotonic() + max(0.0, lasts_s - 30)
+
+
+def _one_line(value: str) -> str:
+    """Errors: ParametersError. Later, the value would be refused with a message that quotes it."""
+    if any(ord(letter) < 32 or ord(letter) == 127 for letter in value):
+        raise ParametersError(
+            "a credential or header holds a line break or another control character",
+            next_step="correct the http_config, or the file or variable that holds it",
+        )
+    return value
+
+
+def _basic(user: str, password: str) -> HTTPBasicAuth:
+    """`requests` would write text as Latin-1; RFC 7617 and Prometheus mean UTF-8."""
+    return HTTPBasicAuth(user.encode(), password.encode())
 
 
 def read_credentials(
@@ -166,9 +201,10 @@ def read_credentials(
     token = environment.get(f"{prefix}_BEARER_TOKEN")
     user, password = environment.get(f"{prefix}_USERNAME"), environment.get(f"{prefix}_PASSWORD")
     if token:
+        _one_line(token)
         return Credentials(auth=_Bearer("Bearer", token), secrets=(token,))
     if user and password:
-        return Credentials(auth=HTTPBasicAuth(user, password), secrets=(password,))
+        return Credentials(auth=_basic(user, password), secrets=(password,))
     return Credentials()
 
 
@@ -197,6 +233,10 @@ def _from_file(source: str, path: Path) -> Credentials:
             f"{where} names a file that cannot be read: {error.filename}",
             next_step="correct that path; it is taken relative to the http_config",
         ) from None
+    except UnicodeDecodeError:
+        raise ParametersError(
+            f"{where} names a file that is not text", next_step="correct that file"
+        ) from None
 
 
 def _credentials(config: _File, folder: Path) -> Credentials:
@@ -205,7 +245,7 @@ def _credentials(config: _File, folder: Path) -> Credentials:
     def secret(text: str | None, file: str | None) -> str:
         value = (folder / file).read_text(encoding="utf-8").strip() if file else text or ""
         if value:
-            secrets.append(value)
+            secrets.append(_one_line(value))
         return value
 
     verify = _verify(config.tls_config, folder)
@@ -214,7 +254,7 @@ def _credentials(config: _File, folder: Path) -> Credentials:
         user = basic.username
         if basic.username_file:
             user = (folder / basic.username_file).read_text(encoding="utf-8").strip()
-        auth = HTTPBasicAuth(user, secret(basic.password, basic.password_file))
+        auth = _basic(user, secret(basic.password, basic.password_file))
     elif bearer := config.authorization:
         auth = _Bearer(bearer.type, secret(bearer.credentials, bearer.credentials_file))
     elif oauth := config.oauth2:
@@ -230,12 +270,13 @@ def _credentials(config: _File, folder: Path) -> Credentials:
             *(secret(text, None) for text in header.secrets),
             *(secret(None, file) for file in header.files),
         ]
-        headers[name] = ", ".join(values)
+        headers[name] = _one_line(", ".join(values))
     tls = config.tls_config
     certificate = None
     if tls.cert_file and tls.key_file:
         certificate = (str(folder / tls.cert_file), str(folder / tls.key_file))
     proxies = {"http": config.proxy_url, "https": config.proxy_url} if config.proxy_url else {}
+    secret(urlsplit(config.proxy_url or "").password, None)
     return Credentials(
         auth=auth,
         headers=headers,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -22,8 +22,8 @@ from urllib3.util import Retry
 
 from tbforensics.archive import Archive
 from tbforensics.credentials import Credentials
-from tbforensics.errors import EvidenceError
 from tbforensics.model import Capture, Json, SourceConfig, Window
+from tbforensics.replay import replay_session as replay_session
 
 MASK = "***"
 _SECRET_PARAMS = {"passphrase", "password", "token", "access_token", "api_key", "apikey", "secret"}
@@ -356,64 +356,3 @@ def _clean(text: str, secrets: Iterable[str]) -> str:
         for spelling in {secret, quote(secret), quote(secret, safe="")}:
             text = text.replace(spelling, MASK)
     return text
-
-
-def replay_session(captures: Iterable[Capture], archive: Archive) -> requests.Session:
-    """A session that answers from the archive and never touches the network.
-
-    A question is matched by method, path and parameters. One that was never asked is an
-    EvidenceError that lists what was.
-    """
-    session = requests.Session()
-    adapter = _Replay(captures, archive)
-    session.trust_env = False
-    session.mount("http://", adapter)
-    session.mount("https://", adapter)
-    return session
-
-
-class _Replay(HTTPAdapter):
-    def __init__(self, captures: Iterable[Capture], archive: Archive) -> None:
-        super().__init__()
-        self._archive = archive
-        self._bodies = {
-            _question(
-                c.request["url"], {**c.request.get("params", {}), **c.request.get("form", {})}
-            ): c
-            for c in captures
-            if c.sha256 and "url" in c.request
-        }
-
-    def send(self, request: Any, *args: Any, **kwargs: Any) -> requests.Response:
-        question = _question(str(request.url), None)
-        capture = self._bodies.get(question)
-        if capture is None:
-            asked = sorted({f"{path}?{dict(params)}" for path, params in self._bodies})
-            raise EvidenceError(
-                f"this was never asked, so the sealed case cannot answer it: {request.url}",
-                problems=asked[:20],
-                next_step="use one of the questions above, or collect a new case that asks it",
-            )
-        response = requests.Response()
-        response.status_code = capture.status or 200
-        response.url = str(request.url)
-        response.request = request
-        response.headers["Content-Type"] = "application/json"
-        response._content = self._archive.read(capture)
-        return response
-
-
-_Question = tuple[str, frozenset[tuple[str, str]]]
-
-
-def _question(url: str, params: Mapping[str, Json] | None) -> _Question:
-    parts = urlsplit(str(requests.Request("GET", url, params=params).prepare().url))
-    return parts.path, frozenset((name, _number(value)) for name, value in parse_qsl(parts.query))
-
-
-def _number(text: str) -> str:
-    """`60`, `60.0` and `6e1` are one number to the API, and must be one question here."""
-    try:
-        return repr(float(text))
-    except ValueError:
-        return text

@@ -10,21 +10,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Any, BinaryIO
+from datetime import timedelta
+from typing import BinaryIO
 
-import numpy as np
-import orjson
 import pandas as pd
 import pyarrow as pa
 import requests
 from prometheus_pandas.query import Prometheus as PandasClient
 
-from tbforensics import promjson
+from tbforensics import promjson, promql, promrows
 from tbforensics.errors import ParametersError
-from tbforensics.evidence import QUARANTINED_BYTES, SCHEMAS, rows, series_id, series_row
 from tbforensics.model import Capture, Incident, Json, Query, Window
-from tbforensics.promjson import Broken, Item
 from tbforensics.wire import Client, Manners
 
 ROLE = "samples"
@@ -34,45 +30,32 @@ _LOOKBACK_S, _LATE_S = 300.0, 60.0  # a sample may still arrive for so long
 _MOST_POINTS = 11_000  # per series, for `query_range`; the server refuses more
 _LONGEST_URL_TEXT = 1_500
 _SMALLEST_PART = 64  # of a slice, before its refusal is taken as final
-_SILENCES = 3
+_SMALL_REFUSALS = 8  # in a row, before the rest of a query is not asked any more
+_SILENCES = 3  # in a row, before a server is left alone
 
-# What tells that the server cannot answer so much at once, but might answer half of it.
-_TOO_MUCH = re.compile(r"too many|exceed|limit|more than|longer than|time ?out|timed out|deadline")
-_TOO_MUCH_STATUS = (None, 200, 400, 413, 422, 503, 504)
-_TIME_ALLOWED = "within the time allowed"
+_TOO_MUCH = re.compile(
+    r"too many|exceed|limit|more than|longer than|within the time|time[- ]?out|timed out|deadline"
+)
 
-_NOT_RESTRICTED = {"everywhere": True}  # an alert's labels are those of its expression
 ALWAYS = (
     Query("up", "prometheus", "up", why="which targets were seen, and when not"),
-    Query("ALERTS", "prometheus", "ALERTS", params=_NOT_RESTRICTED, why="which alerts fired"),
+    # An alert's labels are those of its expression, so no matcher of ours may narrow it.
+    Query("ALERTS", "prometheus", "ALERTS", params={"everywhere": True}, why="what fired"),
     Query(
-        "ALERTS_FOR_STATE",
-        "prometheus",
-        "ALERTS_FOR_STATE",
+        name="ALERTS_FOR_STATE",
+        source="prometheus",
+        text="ALERTS_FOR_STATE",
         unit="s",
-        params=_NOT_RESTRICTED,
+        params={"everywhere": True},
         why="since when each alert was pending",
     ),
-    Query(
-        "process_start_time_seconds",
-        "prometheus",
-        "process_start_time_seconds",
-        unit="s",
-        why="tells a restart from a counter that fell",
-    ),
-    Query(
-        "scrape_duration_seconds",
-        "prometheus",
-        "scrape_duration_seconds",
-        unit="s",
-        why="scrapes near their timeout are about to fail",
-    ),
-    Query(
-        "scrape_samples_scraped",
-        "prometheus",
-        "scrape_samples_scraped",
-        unit="samples",
-        why="a target that answers with less than before",
+    *(
+        Query(name, "prometheus", name, unit=unit, why=why)
+        for name, unit, why in (
+            ("process_start_time_seconds", "s", "tells a restart from a counter that fell"),
+            ("scrape_duration_seconds", "s", "a scrape near its timeout is about to fail"),
+            ("scrape_samples_scraped", "samples", "a target that says less than before"),
+        )
     ),
 )
 
@@ -85,10 +68,6 @@ _STATUS: tuple[tuple[str, str, Mapping[str, Json]], ...] = (
     ("targets", "api/v1/targets", {"state": "active"}),
     ("metadata", "api/v1/metadata", {}),
 )
-
-_STRING = r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'|`[^`]*`'
-_MATCHER = rf"\s*[a-zA-Z_]\w*\s*(?:=~|!~|!=|=)\s*(?:{_STRING})\s*"
-_MATCHERS = re.compile(rf"{_MATCHER}(?:,{_MATCHER})*,?\s*")
 
 
 @dataclass(frozen=True)
@@ -104,7 +83,7 @@ class Options:
 
     def __post_init__(self) -> None:
         problems = []
-        if self.match and not _MATCHERS.fullmatch(self.match):
+        if self.match and not promql.is_matchers(self.match):
             problems.append(f'match is not a list of label matchers like job="x": {self.match}')
         if not 1 / 60 <= self.slice_hours <= 24 * 7:
             problems.append(f"slice_hours is not between a minute and a week: {self.slice_hours}")
@@ -135,15 +114,7 @@ class PrometheusSource:
                 yield from ask.samples(query, *span)
 
     def parse(self, capture: Capture, body: BinaryIO) -> Iterator[tuple[str, pa.Table]]:
-        """As every source's. Of two samples of one series and moment the first one stays."""
-        reply = promjson.read_reply(body.read())
-        if capture.role != ROLE or reply.kind == "string":
-            yield from _snapshot(capture, reply)
-        elif reply.error:
-            if capture.status == 200:
-                yield _quarantine(capture, [Broken(0, reply.error, b"")])
-        else:
-            yield from _rows(capture, reply)
+        yield from promrows.tables(capture, promjson.read_reply(body.read()), samples=ROLE)
 
 
 SOURCE = PrometheusSource()
@@ -174,7 +145,7 @@ class _Asking:
         """The span in slices; a slice that is too much for the server is asked in halves."""
         text = query.text
         if self._match and not query.params.get("everywhere"):
-            text = with_matchers(text, self._match)
+            text = promql.with_matchers(text, self._match)
         derived = bool(query.params.get("derived"))
         length_ms = self._slice_ms
         if derived:
@@ -182,18 +153,23 @@ class _Asking:
             length_ms = points * self._step_ms
         unit_ms = self._step_ms if derived else 1
         smallest_ms = max(unit_ms, length_ms // _SMALLEST_PART)
-        at, notes = start_ms, tuple[str, ...]()
+        at, notes, refusals = start_ms, tuple[str, ...](), 0
         while at < end_ms:
-            edge_ms = next_edge(at, end_ms, length_ms)
+            edge_ms = promql.next_edge(at, end_ms, length_ms)
             capture = self._slice(query, text, at, edge_ms, derived, notes)
             if capture is None:
                 at = edge_ms
                 continue
             yield capture
             half_ms = length_ms // 2 // unit_ms * unit_ms
-            if _too_much(capture) and half_ms >= smallest_ms:
+            refusals = refusals + 1 if _too_much(capture) else 0
+            if refusals and half_ms >= smallest_ms:
                 length_ms = half_ms
                 notes = (f"a part of what was refused: {capture.error}"[:200],)
+            elif refusals > _SMALL_REFUSALS:
+                rest = {"query": text, "from": promql.seconds_text(at)}
+                yield self._not_asked(query.name, ROLE, rest, "even small parts are refused")
+                return
             else:
                 at = edge_ms
 
@@ -215,9 +191,9 @@ class _Asking:
                 "api/v1/query_range",
                 {
                     "query": text,
-                    "start": _seconds(first),
-                    "end": _seconds(last),
-                    "step": _seconds(self._step_ms),
+                    "start": promql.seconds_text(first),
+                    "end": promql.seconds_text(last),
+                    "step": promql.seconds_text(self._step_ms),
                 },
             )
         else:
@@ -226,11 +202,11 @@ class _Asking:
             path, params = (
                 "api/v1/query",
                 {
-                    "query": f"{text}[{_duration(end_ms - start_ms)}]",
-                    "time": _seconds(end_ms - 1),
+                    "query": f"{text}[{promql.duration_text(end_ms - start_ms)}]",
+                    "time": promql.seconds_text(end_ms - 1),
                 },
             )
-        return self._ask(query.name, ROLE, path, params, _window(start_ms, end_ms), notes)
+        return self._ask(query.name, ROLE, path, params, promql.window_of(start_ms, end_ms), notes)
 
     def _ask(
         self,
@@ -242,9 +218,8 @@ class _Asking:
         notes: tuple[str, ...] = (),
     ) -> Capture:
         if self._silences >= _SILENCES:
-            request = {"path": path, "params": dict(params)}
-            error = f"not asked: the server gave no answer to the last {_SILENCES} questions"
-            return self._client.fail(query=name, role=role, request=request, error=error)
+            why = f"the server gave no answer to the last {_SILENCES} questions"
+            return self._not_asked(name, role, {"path": path, "params": dict(params)}, why)
         settled = timedelta(seconds=self._lookback_s + _LATE_S)
         if window and window.end > self._client.now() - settled:
             notes = (*notes, PROVISIONAL)
@@ -260,12 +235,12 @@ class _Asking:
             notes=notes,
             explain=promjson.explain,
         )
-        mute = capture.status in (None, 401, 403, 407, 429, 502, 503, 504)
-        if mute and not (capture.status and _too_much(capture)):
-            self._silences += 1
-        else:
-            self._silences = 0
+        self._silences = self._silences + 1 if _silent(capture) else 0
         return capture
+
+    def _not_asked(self, name: str, role: str, request: Mapping[str, Json], why: str) -> Capture:
+        error = f"not asked: {why}"
+        return self._client.fail(query=name, role=role, request=request, error=error)
 
 
 def spans(incident: Incident) -> tuple[tuple[int, int], ...]:
@@ -281,198 +256,28 @@ def spans(incident: Incident) -> tuple[tuple[int, int], ...]:
         pairs = [(first.start - lead, first.end), (second.start - lead, second.end)]
     else:
         pairs = [both]
-    return tuple((_ms(start), -_ms(end, -1)) for start, end in pairs)
-
-
-def next_edge(at_ms: int, end_ms: int, length_ms: int) -> int:
-    """Where the slice that starts at `at_ms` ends: on the absolute grid, or at the end."""
-    edge_ms = min((at_ms // length_ms + 1) * length_ms, end_ms)
-    assert at_ms < edge_ms <= end_ms  # so slices leave no gap, and none is seen twice
-    return edge_ms
+    return tuple((promql.floor_ms(start), promql.ceil_ms(end)) for start, end in pairs)
 
 
 def _too_much(capture: Capture) -> bool:
-    if capture.status == 200 and capture.sha256:
-        return False
+    """The server could not answer so much at once; it may answer half of it."""
     said = capture.error.lower()
-    hung = _TIME_ALLOWED in said and "connection" not in said
-    return capture.status in _TOO_MUCH_STATUS and bool(hung or _TOO_MUCH.search(said))
+    if capture.usable or "parse error" in said or "no connection" in said:
+        return False
+    return capture.status in (None, 400, 413, 422, 503, 504) and bool(_TOO_MUCH.search(said))
+
+
+def _silent(capture: Capture) -> bool:
+    """There is nobody, or nobody who lets us in."""
+    if capture.status is None:
+        return bool(capture.error) and "is longer than" not in capture.error
+    return capture.status in (401, 403, 407, 429, 502, 503, 504) and not _too_much(capture)
 
 
 def _lookback_s(body: bytes) -> float:
     data = promjson.read_reply(body).data
     text = data.get("query.lookback-delta") if isinstance(data, dict) else None
-    parts = re.findall(r"(\d+)(ms|[smhdwy])", text) if isinstance(text, str) else []
-    unit_s = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800, "y": 31536000}
-    return sum(float(number) * unit_s[unit] for number, unit in parts) or _LOOKBACK_S
-
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def _ms(moment: datetime, sign: int = 1) -> int:
-    """Whole ms since the epoch, rounded down; of a negated moment with `sign` -1."""
-    return sign * ((moment - _EPOCH) // timedelta(microseconds=1)) // 1000
-
-
-def _window(start_ms: int, end_ms: int) -> Window:
-    return Window(
-        _EPOCH + timedelta(milliseconds=start_ms), _EPOCH + timedelta(milliseconds=end_ms)
-    )
-
-
-def _seconds(ms: int) -> str:
-    """Exact decimal seconds; a float would not be."""
-    whole, rest = divmod(ms, 1000)
-    return f"{whole}.{rest:03d}".rstrip("0") if rest else str(whole)
-
-
-def _duration(ms: int) -> str:
-    for unit, length_ms in (("h", 3_600_000), ("m", 60_000), ("s", 1000)):
-        if ms % length_ms == 0:
-            return f"{ms // length_ms}{unit}"
-    return f"{ms}ms"
-
-
-# --- PromQL --------------------------------------------------------------------------------
-
-_TOKEN = re.compile(
-    rf"""(?P<skip>{_STRING}|\#[^\n]*|\[[^\]]*\]
-        |(?:0[xX][0-9a-fA-F]+|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)[a-z0-9]*
-        |\b(?:by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)
-        |\b(?:and|or|unless|bool|offset|atan2|by|without|group_left|group_right|inf|nan)\b
-         (?!\s*\{{)
-        |[a-zA-Z_:][\w:]*(?=\s*\(|\s+(?:by|without)\b))
-      |(?P<name>[a-zA-Z_:][\w:]*)?\s*(?P<open>\{{)(?P<inside>(?:{_STRING}|[^"'`}}])*)\}}
-      |(?P<bare>[a-zA-Z_:][\w:]*)""",
-    re.VERBOSE | re.IGNORECASE,
-)
-
-
-def with_matchers(text: str, match: str) -> str:
-    """An expression with label matchers put into every one of its selectors."""
-
-    def restricted(token: re.Match[str]) -> str:
-        if token["skip"]:
-            return token[0]
-        if token["bare"]:
-            return f"{token['bare']}{{{match}}}"
-        inside = token["inside"].strip().removesuffix(",").rstrip()
-        return f"{token['name'] or ''}{{{inside}{',' if inside else ''}{match}}}"
-
-    return _TOKEN.sub(restricted, text)
-
-
-# --- reading -------------------------------------------------------------------------------
-
-
-def _rows(capture: Capture, reply: promjson.Reply) -> Iterator[tuple[str, pa.Table]]:
-    identified = sorted(
-        ((series_id(capture.source, capture.query, item.labels), item) for item in reply.items),
-        key=lambda pair: pair[0],
-    )
-    items = [item for _, item in identified]
-    sids = np.array([sid for sid, _ in identified], np.int64)
-    places, times, values, broken = promjson.numbers(items)
-    inside = _inside(capture.window, times)
-    if not inside.all():
-        places, times, values = places[inside], times[inside], values[inside]
-    sid = sids[places]
-    same = sid[1:] == sid[:-1]
-    if (same & (times[1:] <= times[:-1])).any():
-        order = np.lexsort((times, sid))  # stable, so the first of a moment stays first
-        sid, times, values = sid[order], times[order], values[order]
-        again = np.r_[False, (sid[1:] == sid[:-1]) & (times[1:] == times[:-1])]
-        bits = values.view(np.int64)
-        differ = again & np.r_[False, bits[1:] != bits[:-1]]
-        if differ.any():
-            reason = f"{differ.sum()} samples give a second value for a moment; the first stays"
-            broken.append(Broken(-1, reason, b""))
-        sid, times, values = sid[~again], times[~again], values[~again]
-    histograms = list(_histograms(capture, identified, broken))
-    seen = {*np.unique(sid).tolist(), *(row["sid"] for row in histograms)}
-    named = {s: item for s, item in identified if s in seen}
-    yield (
-        "series",
-        rows(
-            "series", [series_row(capture.source, capture.query, i.labels) for i in named.values()]
-        ),
-    )
-    columns = [pa.array(sid), pa.array(times).cast(SCHEMAS["samples"].field("ts").type)]
-    table = pa.Table.from_arrays([*columns, pa.array(values)], schema=SCHEMAS["samples"])
-    yield "samples", table
-    if histograms:
-        yield "histograms", rows("histograms", histograms)
-    if reply.broken or broken:
-        yield _quarantine(capture, [*reply.broken, *broken])
-
-
-def _inside(window: Window | None, times: promjson.Ints) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    if window is None:
-        return np.ones(len(times), bool)
-    return (times >= _ms(window.start)) & (times < -_ms(window.end, -1))
-
-
-def _histograms(
-    capture: Capture, identified: Sequence[tuple[int, Item]], broken: list[Broken]
-) -> Iterator[dict[str, Json]]:
-    """Native histograms, ordered as samples are."""
-    found: dict[tuple[int, int], dict[str, Json]] = {}
-    for sid, item in identified:
-        for entry in item.histograms:
-            try:
-                seconds, histogram = entry
-                ts = round(float(seconds) * 1000)
-                moment = _EPOCH + timedelta(milliseconds=ts)
-                row = {
-                    "sid": sid,
-                    "ts": moment,
-                    "count": float(histogram["count"]),
-                    "sum": float(histogram["sum"]),
-                    "buckets": orjson.dumps(histogram.get("buckets", [])).decode(),
-                }
-            except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
-                piece = (promjson.compact(entry) or b"")[:QUARANTINED_BYTES]
-                broken.append(Broken(-1, "not a native histogram", piece))
-                continue
-            if capture.window is None or moment in capture.window:
-                found.setdefault((sid, ts), row)
-    for key in sorted(found):
-        yield found[key]
-
-
-def _snapshot(capture: Capture, reply: promjson.Reply) -> Iterator[tuple[str, pa.Table]]:
-    error = capture.error or reply.error
-    state = "ok" if not error else "unsupported" if capture.status in (404, 405, 501) else "error"
-    value = promjson.compact({"message": error} if error else reply.data)
-    if value is None or reply.broken:
-        yield _quarantine(capture, list(reply.broken) or [Broken(0, "nested too deeply", b"")])
-    if value is not None:
-        row = {
-            "source": capture.source,
-            "query": capture.query,
-            "role": capture.role,
-            "ts": capture.asked_at,
-            "generation": "",
-            "state": state,
-            "value": value.decode(),
-        }
-        yield "snapshots", rows("snapshots", [row])
-
-
-def _quarantine(capture: Capture, broken: Iterable[Broken]) -> tuple[str, pa.Table]:
-    records = [
-        {
-            "source": capture.source,
-            "query": capture.query,
-            "file": f"raw/{capture.sha256}.zst" if capture.sha256 else "",
-            "offset": piece.offset,
-            "reason": piece.reason,
-            "bytes": piece.piece[:QUARANTINED_BYTES],
-        }
-        for piece in broken
-    ]
-    return "quarantine", rows("quarantine", records)
+    return (promql.duration_s(text) if isinstance(text, str) else None) or _LOOKBACK_S
 
 
 # --- for the analyst -----------------------------------------------------------------------
