@@ -145,7 +145,7 @@ def rank_culprits(
                 abs(float(scores[j])),
                 float(shift[j]),
                 float("nan"),
-                f"{'rose' if shift[j] > 0 else 'fell'} by {abs(scores[j]):.3g} inter-quartile ranges",
+                f"{'rose' if shift[j] > 0 else 'fell'} by {abs(scores[j]):.3g} quartile ranges",
             )
             for j in order
         ]

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tbforensics.scan import Spell, scan
+from tbforensics.scan import Spell, scan, sharpened
 from tbforensics.signals import (
     Floats,
     Kind,
     Label,
+    Rows,
     Time,
     as_frame,
     counter_increases,
@@ -23,7 +24,9 @@ from tbforensics.signals import (
     without_spikes,
 )
 
-THRESHOLD = 30.0  # of a spell's gain; chi-square-like, so about five and a half sigma
+THRESHOLD = 20.0  # of the gain of a scanned spell; chi-square-like, about four and a half sigma
+EDGE_THRESHOLD = 34.0  # of its gain once its edges are fitted against the memory of the noise
+LOAD_COST = 1.3  # the load is taken out of a column unless that makes it this much noisier
 BASELINE_ROWS = 8  # an onset needs this much calm before it to be called one
 
 
@@ -99,7 +102,7 @@ def incident_spans(
         found = _strongest(signal.to_numpy()[rows], counts, kind, shortest, first)
         if found is None:
             break
-        spans.append(_span(found, rows, signal, single))
+        spans.append(_span(found, rows, signal, counts, single))
         rows = np.delete(rows, slice(found.start, found.end))
     return spans
 
@@ -116,9 +119,13 @@ def _signal(frame: pd.DataFrame, kind: Kind) -> pd.DataFrame:
     return frame
 
 
-def _span(spell: Spell, rows: Any, signal: pd.DataFrame, single: bool) -> Span:
+def _span(spell: Spell, rows: Rows, signal: pd.DataFrame, counts: bool, single: bool) -> Span:
     index = signal.index
     ended = spell.end < len(rows)
+    values = signal.iloc[rows, spell.column].to_numpy(dtype=float)
+    inside = values[spell.start : spell.end]
+    outside = np.delete(values, slice(spell.start, spell.end))
+    typical = np.nanmean if counts else np.nanmedian
 
     def at(row: int) -> Time:
         return index[rows[min(row, len(rows) - 1)]]
@@ -129,8 +136,8 @@ def _span(spell: Spell, rows: Any, signal: pd.DataFrame, single: bool) -> Span:
         onset_interval=(at(spell.onset[0]), at(spell.onset[1])),
         recovery_interval=(at(spell.recovery[0]), at(spell.recovery[1])) if ended else None,
         label=None if single else signal.columns[spell.column],
-        ratio=spell.ratio,
-        difference=spell.difference,
+        ratio=float(np.exp(spell.shift)) if counts or np.nanmin(values) > 0 else float("nan"),
+        difference=float(typical(inside) - typical(outside)),
         strength=float(np.sqrt(spell.gain)),
     )
 
@@ -146,35 +153,33 @@ def _strongest(values: Floats, counts: bool, kind: Kind, shortest: int, first: i
             full = np.column_stack([without_spikes(full[:, j]) for j in range(k)])
     shared = k >= 3 and (counts or kind == "gauge")
     moved: list[int] = []
-    best: dict[int, Spell] = {}
-    for _ in range(max(1, min(k - 2, 6)) if shared else 1):
-        evidence = _against_load(full, positive, moved, counts, shared)
-        spells = scan(*evidence, counts, shortest, first)
+    best: list[Spell] = []
+    for _ in range(max(1, min(k - 2, 6))):
+        own, against = _against_load(full, positive, moved, counts, shared)
+        spells = scan(own, against, counts, shortest, first)
         fresh = [
             s
             for s in spells
-            if s.gain > THRESHOLD and _jumps(full, s, counts) and s.column not in moved
+            if s.gain > THRESHOLD and s.column not in moved and _jumps(full, s, counts)
         ]
-        best = {s.column: s for s in spells if s.column in moved}
+        best = [s for s in spells if s.column in moved]
         if not fresh:
             break
         if not shared:
-            best = {s.column: s for s in fresh}
+            best = fresh
             break
         top = max(fresh, key=lambda s: s.gain)
         moved.append(top.column)
-        best[top.column] = top
-    strong = [s for s in best.values() if s.gain > THRESHOLD]
+        best.append(top)
+    best = [
+        sharpened(own[:, s.column], against[:, s.column], counts, s, shortest, first) for s in best
+    ]
+    strong = [s for s in best if s.gain > EDGE_THRESHOLD]
     if not strong:
         return None
-
-    def size(s: Spell) -> float:
-        if not np.isfinite(s.ratio):
-            return float(np.sqrt(s.gain)) / 100
-        return abs(float(np.log(s.ratio))) * (1 - 1.0 / float(np.sqrt(s.gain)))
-
     lead = max(strong, key=lambda s: s.gain)
-    return max((s for s in strong if s.start < lead.end and lead.start < s.end), key=size)
+    together = [s for s in strong if s.start < lead.end and lead.start < s.end]
+    return max(together, key=lambda s: abs(s.shift) * (1 - 1 / np.sqrt(s.gain)))
 
 
 def _against_load(
@@ -183,12 +188,16 @@ def _against_load(
     """What each column shows, and what it is measured against. Counts: own, own plus others."""
     k = full.shape[1]
     if counts:
+        alone = full + 1e4 * max(float(full.mean()), 1e-9)
         if not shared:
-            return full, full + 1e4 * max(float(full.mean()), 1e-9)
+            return full, alone
         still = np.array([j not in moved for j in range(k)])
         pool = full[:, still].sum(axis=1, keepdims=True)
-        others = pool - np.where(still, full, 0.0)
-        return full, full + np.maximum(others, 1e-9)
+        others = np.maximum(pool - np.where(still, full, 0.0), 1e-9)
+        pooled = full + others
+        return full, np.where(
+            _unrest(full, pooled) < LOAD_COST * _unrest(full, alone), pooled, alone
+        )
     weight = np.ones_like(full)
     if not shared:
         return full, weight
@@ -200,9 +209,19 @@ def _against_load(
         if not positive[j] or len(others) < 2:
             continue
         rest = centred[:, j] - np.median(centred[:, others], axis=1)
-        if robust_sd(rest) < robust_sd(centred[:, j]):
+        if robust_sd(rest) < LOAD_COST * robust_sd(centred[:, j]):
             result[:, j] = rest + np.median(full[:, j])
     return result, weight
+
+
+def _unrest(own: Floats, against: Floats) -> Floats:
+    """Per column, how far blocks of counts stray from their share, in Poisson deviations."""
+    width = max(1, len(own) // 24)
+    edges = np.arange(0, len(own) - width + 1, width)
+    hits, trials = (np.add.reduceat(part, edges, axis=0) for part in (own, against))
+    expected = trials * (hits.sum(axis=0) / np.maximum(trials.sum(axis=0), 1e-9))
+    stray = (hits - expected) / np.sqrt(np.maximum(expected, 1e-9))
+    return np.array([robust_sd(stray[:, j]) for j in range(own.shape[1])])
 
 
 def _jumps(full: Floats, spell: Spell, counts: bool) -> bool:
@@ -213,5 +232,4 @@ def _jumps(full: Floats, spell: Spell, counts: bool) -> bool:
     after = column[spell.start : spell.start + width].mean()
     if counts:
         after, before = np.log(after + 0.1), np.log(before + 0.1)
-    expected = np.log(spell.ratio) if np.isfinite(spell.ratio) else spell.difference
-    return bool((after - before) * np.sign(expected) > 0.4 * abs(expected))
+    return bool((after - before) * np.sign(spell.shift) > 0.4 * abs(spell.shift))
