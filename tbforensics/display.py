@@ -22,16 +22,17 @@ from tbforensics.model import (
     Json,
     Moment,
     Query,
-    Verdict,
     utc_text,
 )
-from tbforensics.report_page.text import duration, number, percent, slug, table_of, visible
-
-VERDICTS = {
-    Verdict.CONFIRMED: ("●", "Confirmed", "the evidence shows it"),
-    Verdict.CLEARED: ("✓", "Cleared", "we looked everywhere we had to, and it is not there"),
-    Verdict.INCONCLUSIVE: ("?", "Inconclusive", "silence is not health: we did not see enough"),
-}
+from tbforensics.report_page.text import (
+    VERDICTS,
+    duration,
+    number,
+    percent,
+    slug,
+    table_of,
+    visible,
+)
 
 
 @dataclass(frozen=True, repr=False)

@@ -11,7 +11,7 @@ from datetime import datetime
 
 import pandas as pd
 
-from tbforensics.model import Json, utc_text
+from tbforensics.model import Json, Verdict, utc_text
 
 # What a browser or a terminal would obey instead of showing: C0 and C1 controls, bidi controls,
 # zero-width and other format characters, lone surrogates, private use, tags.
@@ -20,6 +20,13 @@ _UNSEEN = re.compile(
     "\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ud800-\uf8ff\ufe00-\ufe0f\ufeff\uffa0"
     "\ufff0-\ufffb\ufffe\uffff\U000e0000-\U000e0fff\U000f0000-\U0010ffff]"
 )
+
+
+VERDICTS = {
+    Verdict.CONFIRMED: ("●", "Confirmed", "the evidence shows it"),
+    Verdict.CLEARED: ("✓", "Cleared", "we looked everywhere we had to, and it is not there"),
+    Verdict.INCONCLUSIVE: ("?", "Inconclusive", "silence is not health: we did not see enough"),
+}
 
 
 def visible(value: object, *, limit: int = 500, lines: bool = False) -> str:
@@ -32,8 +39,13 @@ def visible(value: object, *, limit: int = 500, lines: bool = False) -> str:
     left = len(text) - limit
     if left > 0:
         text = text[:limit]
-    text = _UNSEEN.sub(lambda found: _escape(found.group(), lines), text)
+    text = show_hidden(text, lines=lines)
     return f"{text}… ({left:,} more characters)" if left > 0 else text
+
+
+def show_hidden(text: str, *, lines: bool = False) -> str:
+    """The same text with escapes in place of what a screen would obey or swallow."""
+    return _UNSEEN.sub(lambda found: _escape(found.group(), lines), text)
 
 
 def _escape(character: str, lines: bool) -> str:
@@ -135,3 +147,8 @@ def _cell(value: Json, limit: int) -> str:
     if isinstance(value, dict | list | tuple):
         return visible(json.dumps(value, ensure_ascii=False, default=str), limit=limit)
     return visible(value, limit=limit)
+
+
+def text_of(value: object) -> str:
+    """Multi-line text in a notebook is a string or a list of strings."""
+    return "".join(map(str, value)) if isinstance(value, list) else str(value)
