@@ -89,15 +89,17 @@ def _required(coverage: Sequence[Coverage]) -> Iterator[Coverage]:
 
 
 def _found(findings: Sequence[Finding]) -> Iterator[Moment]:
+    spells = {finding.window for finding in findings if finding.spell}
     for finding in findings:
         spell = finding.spell
         if spell is None:
-            yield Moment(finding.window.start, "finding", finding.claim, finding.id)
+            if finding.window not in spells:  # else it only explains a moment that stands already
+                yield Moment(finding.window.start, "finding", finding.claim, finding.id)
             continue
         width_s = (spell.onset_latest - spell.onset_earliest).total_seconds()
         yield Moment(spell.onset, "finding", finding.claim, finding.id, width_s / 2)
         if spell.recovery and spell.recovery_earliest and spell.recovery_latest:
-            text = "recovered: " + finding.claim[:1].lower() + finding.claim[1:]
+            text = f"recovered from: {finding.claim}"
             width_s = (spell.recovery_latest - spell.recovery_earliest).total_seconds()
             yield Moment(spell.recovery, "finding", text, finding.id, width_s / 2)
 
@@ -173,8 +175,9 @@ def _timing(
 
 
 def _unknowns(kind: Kind, frames: Frames, onset: Finding | None) -> Iterator[str]:
+    of_kind = {query.name for query in kind.queries}
     for row in frames.coverage:
-        if not row.enough:
+        if row.state == "failed" or (row.query in of_kind and not row.enough):
             where = f" at {row.source}" if row.source else ""
             yield f"{row.query} was {row.state}{where}" + (f" ({row.detail})" if row.detail else "")
     for doubt in frames.doubts:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tbforensics import assess, collect, frames, manifest, parameters, plugins, 
 from tbforensics.archive import Archive
 from tbforensics.errors import EvidenceError
 from tbforensics.evidence import Evidence
-from tbforensics.model import Assessment, Capture, Frames, Incident, Json, Shape
+from tbforensics.model import Assessment, Capture, Frames, Incident, Json, Query, Shape
 from tbforensics.wire import replay_session
 
 
@@ -43,14 +44,17 @@ class Case:
             window=self.incident.window,
             baseline=self.incident.baseline,
             step_s=self.incident.step_s,
-            tables={query.name: self._table(query) for query in self.queries},
+            tables={
+                **{name: self.evidence.snapshots(name) for name in self.evidence.answered()},
+                **{query.name: self._table(query) for query in self.queries},
+            },
             coverage=tuple(
                 quality.coverage(self.incident, self.queries, self.manifest, self.evidence)
             ),
             doubts=tuple(quality.doubts(self.incident, self.manifest, self.evidence)),
         )
 
-    def _table(self, query: Any) -> pd.DataFrame:
+    def _table(self, query: Query) -> pd.DataFrame:
         span, step_s = self.incident.span, self.incident.step_s
         if query.source == "logs":
             return self.evidence.logs(span)
@@ -58,6 +62,12 @@ class Case:
             return self.evidence.snapshots(query.name)
         how = frames.last if query.shape is Shape.GAUGE else frames.increase
         return how(self.evidence, query.name, span, step_s)
+
+    @cached_property
+    def sight(self) -> pd.DataFrame:
+        """When each of the kind's queries was seen: True or False per step of a minute or more."""
+        table = frames.sight(self.evidence, self.incident.span, max(60.0, self.incident.step_s))
+        return table[[query.name for query in self.queries if query.name in table.columns]]
 
     # --- what it means --------------------------------------------------------------------
 
@@ -106,6 +116,17 @@ class Case:
 
     # --- where it came from ---------------------------------------------------------------
 
+    @cached_property
+    def captures(self) -> dict[str, list[Capture]]:
+        """Every capture, by the name of its query."""
+        names = sorted({capture.query for capture in self.manifest.captures})
+        return {name: self.captures_of(name) for name in names}
+
+    @cached_property
+    def catalogue(self) -> dict[str, Query]:
+        """Every query, by its name."""
+        return {query.name: query for query in self.queries}
+
     def captures_of(self, query: str) -> list[Capture]:
         return self.manifest.captures_of(query)
 
@@ -149,7 +170,7 @@ def find_home(start: Path | None = None) -> Path:
     return next((p for p in (here, *here.parents) if (p / "incidents").is_dir()), here)
 
 
-def case(**flat: Json) -> Case:
+def investigate(**flat: Json) -> Case:
     """The case of an incident: collected and sealed when it is new, opened when it is not.
 
     flat: the keys of a parameters file. With empty `sources` there is nobody to ask, so the case
@@ -157,8 +178,13 @@ def case(**flat: Json) -> Case:
 
     Errors: ParametersError; EvidenceError when a case of that id asked something else.
     """
-    incident = parameters.incident_from(flat)
-    home = find_home()
+    return case_of(parameters.incident_from(flat), find_home())
+
+
+def case_of(
+    incident: Incident, home: Path, report: Callable[[Capture], None] = lambda capture: None
+) -> Case:
+    """As `investigate`, for parameters that were read already."""
     folder = home / "incidents" / incident.id
     if not folder.exists():
         if not incident.sources:
@@ -166,7 +192,7 @@ def case(**flat: Json) -> Case:
                 f"incidents/{incident.id} is not there and `sources` is empty",
                 next_step="name sources to ask, or the id of a sealed case",
             )
-        collect.collect(incident, home)
+        collect.collect(incident, home, report)
     opened = open_case(folder)
     if incident.sources:
         amend(opened, incident)
@@ -195,3 +221,41 @@ def amend(sealed: Case, incident: Incident) -> None:
     if path.read_bytes() != content:
         sha256 = manifest.write_atomically(path, content)
         manifest.note_act(sealed.folder, "amended", files={"parameters.yaml": sha256})
+
+
+def prove(folder: Path, *, recompute: bool = False) -> Iterator[manifest.Check]:
+    """Every check of `verify`: hashes first, then the findings computed again from the evidence.
+
+    recompute: also make the evidence anew from `raw/` and compare it part by part.
+    """
+    sound = True
+    for check in manifest.checks(folder):
+        sound = sound and check.holds
+        yield check
+    if not sound:
+        return  # what does not hash right would be computed from something else
+    opened = open_case(folder)
+    if recompute:
+        yield _rebuilt(opened)
+    recorded = (folder / "findings.json").read_bytes()
+    if opened.findings_json() == recorded:
+        yield manifest.Check("findings recomputed", True, "byte for byte as recorded")
+        return
+    made, here = opened.manifest.tool["version"], manifest.tool_version()
+    detail = "the evidence gives other findings than findings.json"
+    if made != here:
+        detail += f"; it was made by version {made}, this is {here}"
+    yield manifest.Check("findings recomputed", False, detail)
+
+
+def _rebuilt(opened: Case) -> manifest.Check:
+    with tempfile.TemporaryDirectory() as temporary:
+        fresh = Path(temporary)
+        (fresh / "raw").symlink_to(opened.archive.raw.resolve())
+        collect.build(fresh, opened.incident, opened.manifest.captures)
+        found = {part["path"]: part["sha256"] for part in manifest.parts_of(fresh)}
+    sealed = {part["path"]: part["sha256"] for part in opened.manifest.parts}
+    for path in sorted(sealed.keys() | found.keys()):
+        if sealed.get(path) != found.get(path):
+            return manifest.Check("evidence rebuilt", False, f"{path} comes out differently")
+    return manifest.Check("evidence rebuilt", True, f"{len(found)} parts from raw/, as sealed")

@@ -44,7 +44,7 @@ def collect(incident: Incident, home: Path, report: Report = lambda capture: Non
         )
     credentials = {
         source.name: read_credentials(
-            source.name, home / source.http_config if source.http_config else None
+            source.name, Path(source.http_config) if source.http_config else None
         )
         for source in incident.sources
     }

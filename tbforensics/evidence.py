@@ -285,6 +285,12 @@ class Evidence:
             {"start": span.start, "end": span.end},
         )
 
+    def answered(self) -> list[str]:
+        """Names of the queries that have snapshots."""
+        return [
+            row["query"] for row in self.records("SELECT DISTINCT query FROM snapshots ORDER BY 1")
+        ]
+
     def snapshots(self, query: str) -> pd.DataFrame:
         """Snapshots of one query in the order asked; `value` as plain JSON objects."""
         table = self.sql(

@@ -22,9 +22,24 @@ def increase(evidence: Evidence, query: str, span: Window, step_s: float) -> pd.
             (the counter began again at zero; Prometheus documentation, `increase`). It belongs
             to the step that holds the later sample; between samples further apart than a step
             it is spread evenly over them. A series that appears while its target was already
-            being scraped rose from zero.
+            being scraped rose from zero, and one that is absent while its target is up stands
+            still: it counts 0, not NaN, in the steps that saw its target up.
     """
-    return _wide(evidence, _INCREASE, query, span, step_s)
+    rises = _wide(evidence, _INCREASE, query, span, step_s)
+    if rises.empty:
+        return rises
+    up = {
+        _target(labels): column == 1
+        for labels, column in labelled(last(evidence, "up", span, step_s))
+    }
+    for position, (labels, column) in enumerate(labelled(rises)):
+        if (scraped := up.get(_target(labels))) is not None:
+            rises.isetitem(position, column.mask(column.isna() & scraped, 0.0))
+    return rises
+
+
+def _target(labels: dict[str, str]) -> tuple[str, str, str]:
+    return labels["source"], labels.get("job", ""), labels.get("instance", "")
 
 
 def last(evidence: Evidence, query: str, span: Window, step_s: float) -> pd.DataFrame:
@@ -38,11 +53,36 @@ def labelled(table: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.Series]]:
         yield dict(zip(table.columns.names, labels, strict=True)), table.iloc[:, position]
 
 
+def sight(evidence: Evidence, span: Window, step_s: float) -> pd.DataFrame:
+    """In which steps each query has any sample or line.
+
+    Shape: index: UTC start of each step; one boolean column per query that has any.
+    """
+    step_ms = round(step_s * 1000)
+    long = evidence.sql(_SIGHT, {"start": span.start, "end": span.end, "step_ms": step_ms})
+    long["seen"] = True
+    seen = long.pivot(index="step", columns="query", values="seen")
+    seen.index = pd.DatetimeIndex(seen.index, tz="UTC").as_unit("ms")
+    return seen.reindex(_steps(span, step_ms)).notna().rename_axis(index="ts", columns=None)
+
+
+def summed(table: pd.DataFrame, *names: str) -> pd.DataFrame:
+    """Columns added up over every label but those named; NaN only where none has a value.
+
+    Shape: one column per combination of the named labels: plain strings for one name, tuples for
+           more; no names give the one column "total". A label that no series has is "".
+    """
+    keys = [tuple(labels.get(name, "") for name in names) for labels, _ in labelled(table)]
+    columns: dict[str | tuple[str, ...], pd.Series] = {}
+    for key in sorted(set(keys)):
+        chosen = table.iloc[:, [position for position, k in enumerate(keys) if k == key]]
+        name = key if len(key) > 1 else key[0] if key else "total"
+        columns[name] = chosen.sum(axis=1, min_count=1)
+    return pd.DataFrame(columns, index=table.index)
+
+
 def _wide(evidence: Evidence, text: str, query: str, span: Window, step_s: float) -> pd.DataFrame:
     step_ms = round(step_s * 1000)
-    index = pd.date_range(
-        span.start, span.end, freq=pd.Timedelta(milliseconds=step_ms), inclusive="left"
-    ).as_unit("ms")
     given = {"query": query, "start": span.start, "end": span.end, "step_ms": step_ms}
     long = evidence.sql(text, given)
     series = evidence.sql(
@@ -51,7 +91,12 @@ def _wide(evidence: Evidence, text: str, query: str, span: Window, step_s: float
     wide = long.pivot(index="step", columns="sid", values="value").reindex(columns=series["sid"])
     wide.columns = _columns(series)
     wide.index = pd.DatetimeIndex(wide.index, tz="UTC").as_unit("ms")
-    return wide.reindex(index).rename_axis(index="ts").sort_index(axis=1)
+    return wide.reindex(_steps(span, step_ms)).rename_axis(index="ts").sort_index(axis=1)
+
+
+def _steps(span: Window, step_ms: int) -> pd.DatetimeIndex:
+    step = pd.Timedelta(milliseconds=step_ms)
+    return pd.date_range(span.start, span.end, freq=step, inclusive="left").as_unit("ms")
 
 
 def _columns(series: pd.DataFrame) -> pd.MultiIndex:
@@ -80,6 +125,13 @@ FROM readings WHERE ts >= $start AND ts < $end
 GROUP BY ALL ORDER BY ALL
 """
 )
+
+_SIGHT = """
+SELECT query, time_bucket(to_milliseconds($step_ms), ts, $start::TIMESTAMPTZ) AS step
+FROM (SELECT query, ts FROM samples JOIN series USING (sid)
+      UNION ALL SELECT 'log_lines', ts FROM log_lines)
+WHERE ts >= $start AND ts < $end GROUP BY ALL ORDER BY ALL
+"""
 
 _INCREASE = (
     _STEPS

@@ -103,6 +103,7 @@ class Query:
     witnesses: names of queries about families of the same exporter. A family that registers at
             first use may be absent because it never happened; that is believed only while a
             witness was being counted.
+    sparse:  it comes and goes by design (`ALERTS`): no sample is an answer, not a lack of one.
     params: what else the source needs to know, for instance JSON-RPC parameters.
     """
 
@@ -113,6 +114,7 @@ class Query:
     shape: Shape = Shape.GAUGE
     required: bool = False
     witnesses: tuple[str, ...] = ()
+    sparse: bool = False
     params: Mapping[str, Json] = field(default_factory=dict)
     why: str = ""
 

@@ -303,13 +303,15 @@ def _checked(
 ) -> dict[str, Json]:
     """What a frozen dataclass says may be given, with its defaults filled in."""
     config = ConfigDict(extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
-    strict = pydantic.dataclasses.dataclass(shape, config=config)
+    strict = pydantic.dataclasses.dataclass(shape, config=config, frozen=True)
     try:
         return dataclasses.asdict(TypeAdapter(strict).validate_python(dict(given)))
     except ValidationError as error:
         known = [field.name for field in dataclasses.fields(shape)]
         problems += [f"{where}.{line}" for line in _problems(error, known)]
-        return {}
+    except ParametersError as error:  # what the shape itself will not have
+        problems += [f"{where}: {line}" for line in error.problems or (error.what,)]
+    return {}
 
 
 def _windows(words: Words, problems: list[str]) -> tuple[Window | None, Window | None]:

@@ -50,7 +50,10 @@ def _covered(
         detail = failed[0].error if failed else "it was not asked"
         return Coverage(query.name, source, 0.0, "failed", query.required, detail)
     if query.shape is not Shape.ROWS:
-        ratio = _seen_ratio(query.name, source, window, evidence)
+        ratio = _seen_ratio(query, source, window, evidence)
+        if query.sparse and not failed:
+            detail = "" if ratio else "none in the window"
+            return Coverage(query.name, source, 1.0, "covered", query.required, detail)
         state = "absent" if ratio == 0 else "covered" if ratio >= ENOUGH_RATIO else "partial"
         detail = (
             f"{len(failed)} of {len(captures)} requests failed: {failed[0].error}" if failed else ""
@@ -63,9 +66,14 @@ def _covered(
     return _snapshot_covered(query, source, window, evidence)
 
 
-def _seen_ratio(query: str, source: str, window: Window, evidence: Evidence) -> float:
-    """Share of the window's minutes (or of its scrapes, where those are rarer) with a sample."""
-    (row,) = evidence.records(_SEEN, {"query": query, "source": source, **_edges(window)})
+def _seen_ratio(query: Query, source: str, window: Window, evidence: Evidence) -> float:
+    """Share of the window's minutes (or of its scrapes, where those are rarer) that were seen.
+
+    A gauge was seen where it has a sample. A counter may register late or go with a restart, so
+    it was seen where a target that has ever counted it was scraped.
+    """
+    text = _SEEN if query.shape is Shape.GAUGE else _SEEN_COUNTER
+    (row,) = evidence.records(text, {"query": query.name, "source": source, **_edges(window)})
     return float(row["ratio"] or 0.0)
 
 
@@ -220,18 +228,35 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.1f} d"
 
 
-_SEEN = """
-WITH readings AS (
-    SELECT sid, ts, ts - lag(ts) OVER (PARTITION BY sid ORDER BY ts) AS since
-    FROM samples JOIN series USING (sid)
-    WHERE query = $query AND source = $source AND ts >= $start AND ts < $end
-),
-grid AS (SELECT greatest(60.0, 2 * coalesce(epoch(quantile_cont(since, 0.5)), 0)) AS step_s
-         FROM readings)
+_GRID = """
+grid AS (SELECT greatest(60.0, 2 * coalesce(quantile_cont(since, 0.5), 0)) AS step_s
+         FROM (SELECT epoch(ts - lag(ts) OVER (PARTITION BY sid ORDER BY ts)) AS since FROM own))
 SELECT least(1.0, count(DISTINCT floor(epoch(ts - $start::TIMESTAMPTZ) / step_s))
        / greatest(1, floor(epoch($end::TIMESTAMPTZ - $start::TIMESTAMPTZ) / any_value(step_s))))
        AS ratio
-FROM readings, grid
+"""
+_SEEN = f"""
+WITH own AS (
+    SELECT sid, ts FROM samples JOIN series USING (sid)
+    WHERE query = $query AND source = $source AND ts >= $start AND ts < $end
+),
+{_GRID} FROM own, grid
+"""
+_SEEN_COUNTER = f"""
+WITH own AS (
+    SELECT sid, ts, labels['job'] AS job, labels['instance'] AS instance
+    FROM samples JOIN series USING (sid)
+    WHERE query = $query AND source = $source AND ts < $end
+),
+scraped AS (
+    SELECT ts FROM own WHERE ts >= $start
+    UNION ALL
+    SELECT ts FROM samples JOIN series USING (sid)
+    JOIN (SELECT DISTINCT job, instance FROM own)
+      ON labels['job'] = job AND labels['instance'] = instance
+    WHERE query = 'up' AND value = 1 AND source = $source AND ts >= $start AND ts < $end
+),
+{_GRID} FROM scraped, grid
 """
 
 _TARGETS = """

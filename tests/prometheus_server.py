@@ -79,16 +79,20 @@ def _seconds(ms: int) -> str:
 
 
 @contextmanager
-def serve(folder: Path, history: str, *flags: str) -> Iterator[Server]:
+def serve(
+    folder: Path, history: str, *flags: str, rules: str = RULES, port: int = 0
+) -> Iterator[Server]:
     """Load a history and answer for it until the block ends."""
-    server = start(folder, history, *flags)
+    server = start(folder, history, *flags, rules=rules, port=port)
     try:
         yield server
     finally:
         stop(server)
 
 
-def start(folder: Path, history: str, *flags: str) -> Server:
+def start(
+    folder: Path, history: str, *flags: str, rules: str = RULES, port: int = 0
+) -> Server:
     folder.mkdir(parents=True, exist_ok=True)
     text = folder / "history.om"
     text.write_text(history)
@@ -98,17 +102,16 @@ def start(folder: Path, history: str, *flags: str) -> Server:
             check=True,
             capture_output=True,
         )
-    (folder / "rules.yml").write_text(RULES)
+    (folder / "rules.yml").write_text(rules)
     for _ in range(3):  # another process may take the free port first
-        server = _started(folder, flags)
+        server = _started(folder, flags, port or _free_port())
         if _ready(server):
             return server
         stop(server)
     raise RuntimeError(f"Prometheus does not start:\n{server.log()}")
 
 
-def _started(folder: Path, flags: tuple[str, ...]) -> Server:
-    port = _free_port()
+def _started(folder: Path, flags: tuple[str, ...], port: int) -> Server:
     (folder / "prometheus.yml").write_text(CONFIG % port)
     with (folder / "prometheus.log").open("wb") as log:
         process = subprocess.Popen(

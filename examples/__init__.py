@@ -1,0 +1,1 @@
+"""Incidents that are invented and evidence that is real: made histories, asked over HTTP."""

@@ -1,0 +1,241 @@
+"""The command line: parse, call, print. Heavy imports wait until a command needs them.
+
+Exit codes: 0 done; 1 it could not be done, with what to do next; 2 wrong usage; 3 done, but some
+evidence is missing (a source failed or was not covered); 4 a report was written, but its notebook
+failed part way.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tbforensics.errors import ForensicsError
+
+if TYPE_CHECKING:
+    from tbforensics.case import Case
+    from tbforensics.model import Capture, Incident
+
+MISSING_EVIDENCE, FAILED_NOTEBOOK = 3, 4
+
+
+class _Errors(click.Group):
+    """Our errors are printed in words; anything else is a bug and keeps its traceback."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except ForensicsError as error:
+            click.echo(_inert(str(error)), err=True)
+            context.exit(1)
+
+
+@click.group(cls=_Errors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="tbforensics")
+def main() -> None:
+    """Incident forensics: ask once, seal, then work offline.
+
+    A first run:  tbforensics new quic_failure --id INC-2026-0042 --start ... --end ...
+                  tbforensics run parameters/INC-2026-0042.yaml
+    """
+
+
+# --- the main road -------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("parameters", type=click.Path(path_type=Path))
+def run(parameters: Path) -> None:
+    """Collect, seal, execute the notebook, render the report."""
+    incident = _read(parameters)
+    _publish(_sealed(incident, _home(parameters)), _home(parameters))
+
+
+@main.command()
+@click.argument("parameters", type=click.Path(path_type=Path))
+def collect(parameters: Path) -> None:
+    """Ask every source once and seal the answers."""
+    case = _sealed(_read(parameters), _home(parameters))
+    sys.exit(_summary(case))
+
+
+@main.command()
+@click.argument("case", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def report(case: Path) -> None:
+    """Execute the notebook and render the report of a sealed case, offline."""
+    from tbforensics.case import open_case
+
+    opened = open_case(case)
+    opened.record_findings()
+    _publish(opened, case.resolve().parent.parent)
+
+
+@main.command()
+@click.argument("case", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--recompute", is_flag=True, help="also make the evidence anew from raw/")
+def verify(case: Path, recompute: bool) -> None:
+    """Prove offline that a case is what was sealed; name the first thing that is not."""
+    from tbforensics.case import prove
+
+    broken = None
+    for check in prove(case, recompute=recompute):
+        click.echo(
+            f"{'ok     ' if check.holds else 'BROKEN '} {check.name}: {_inert(check.detail)}"
+        )
+        broken = broken or (None if check.holds else check)
+    if broken:
+        click.echo(f"{case.name} does not hold: {_inert(broken.detail)}", err=True)
+        sys.exit(1)
+    click.echo(f"{case.name} holds")
+
+
+@main.command()
+@click.argument("case", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def rebuild(case: Path) -> None:
+    """Make evidence/ and evidence.duckdb anew from raw/."""
+    from tbforensics import collect as work
+    from tbforensics.parameters import read_parameters
+
+    work.rebuild(case, read_parameters(case / "parameters.yaml"))
+    click.echo(f"{case}/evidence is rebuilt; check it with: tbforensics verify {case}")
+
+
+# --- before the road -----------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("kind")
+@click.option("--id", "incident_id", required=True, help="text with a letter: INC-2026-0042")
+@click.option("--start", help="first moment of the window: 2026-03-10T10:00:00Z")
+@click.option("--end", help="first moment after the window")
+@click.option("--title", default="", help="one line for people")
+@click.option(
+    "--from-alert",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="an Alertmanager webhook body (version 4), for times, title and timeline",
+)
+@click.option("--output", type=click.Path(path_type=Path), help="default: parameters/<id>.yaml")
+def new(
+    kind: str,
+    incident_id: str,
+    start: str | None,
+    end: str | None,
+    title: str,
+    from_alert: Path | None,
+    output: Path | None,
+) -> None:
+    """Write a parameters file to fill in."""
+    from tbforensics import scaffold
+    from tbforensics.case import find_home
+
+    alert = scaffold.read_alert(from_alert) if from_alert else scaffold.Alert()
+    text = scaffold.parameters_text(kind, incident_id, start, end, title, alert)
+    path = output or find_home() / "parameters" / f"{incident_id}.yaml"
+    scaffold.write(path, text)
+    click.echo(f"{path} is written; name its sources, then: tbforensics run {path}")
+
+
+@main.command()
+def kinds() -> None:
+    """The kinds of incident, with the question that each answers."""
+    from tbforensics import plugins
+
+    for name in plugins.kind_names():
+        kind = plugins.load_kind(name)
+        click.echo(f"{name:18} {kind.question}")
+
+
+@main.command()
+def sources() -> None:
+    """The types of source, with their options."""
+    import dataclasses
+
+    from tbforensics import plugins
+
+    for name in plugins.source_names():
+        source = plugins.load_source(name)
+        options = ", ".join(field.name for field in dataclasses.fields(source.options))
+        click.echo(
+            f"{name:18} {source.about}" + (f"\n{'':18} options: {options}" if options else "")
+        )
+
+
+@main.command()
+@click.argument("what", type=click.Choice(["parameters", "findings"]), default="parameters")
+def schema(what: str) -> None:
+    """The JSON Schema of a parameters file, or of findings.json."""
+    from tbforensics import scaffold
+
+    value = scaffold.json_schema() if what == "parameters" else scaffold.findings_schema()
+    click.echo(json.dumps(value, indent=2))
+
+
+# --- shared --------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> Incident:
+    from tbforensics.parameters import read_parameters
+
+    return read_parameters(path)
+
+
+def _home(parameters: Path) -> Path:
+    from tbforensics.case import find_home
+
+    return find_home(parameters.resolve().parent)
+
+
+def _sealed(incident: Incident, home: Path) -> Case:
+    from tbforensics.case import case_of
+
+    return case_of(incident, home, report=_Progress(len(incident.sources)))
+
+
+class _Progress:
+    """One line on a terminal that counts captures; nothing where nobody watches."""
+
+    def __init__(self, sources: int) -> None:
+        self.sources, self.asked, self.failed = sources, 0, 0
+
+    def __call__(self, capture: Capture) -> None:
+        self.asked += 1
+        self.failed += not capture.usable
+        if sys.stderr.isatty():
+            line = f"{self.asked} replies from {self.sources} sources, {self.failed} failed"
+            click.echo(f"\r{line}", err=True, nl=False)
+
+
+def _publish(case: Case, home: Path) -> None:
+    from tbforensics.publish import publish
+
+    failure = publish(case, home)
+    code = _summary(case)
+    click.echo(f"report: {case.folder / 'report.html'}")
+    if failure:
+        click.echo(f"the notebook failed part way: {_inert(failure)}", err=True)
+        sys.exit(FAILED_NOTEBOOK)
+    sys.exit(code)
+
+
+def _summary(case: Case) -> int:
+    """Say the verdict and what is missing; the exit code that follows."""
+    assessment = case.assessment
+    click.echo(f"{case.incident.id}: {assessment.verdict.value}")
+    for reason in assessment.reasons:
+        click.echo(f"  {_inert(reason)}")
+    failed = [row for row in assessment.coverage if row.state in ("failed", "partial")]
+    for row in failed:
+        click.echo(_inert(f"  {row.state}: {row.query} at {row.source}: {row.detail}"), err=True)
+    missing = [row for row in assessment.coverage if row.required and not row.enough]
+    return MISSING_EVIDENCE if failed or missing else 0
+
+
+def _inert(text: str) -> str:
+    """Evidence may hold terminal escape codes; on a terminal they must not act."""
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
+    )

@@ -1,0 +1,54 @@
+"""Case -> executed notebook -> report.html, on record in the custody log."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+
+from tbforensics import manifest, parameters, report
+from tbforensics.case import Case
+from tbforensics.errors import ReportError
+
+
+def publish(case: Case, home: Path) -> str:
+    """Write `report.ipynb` and `report.html` of a sealed case; "" or what failed, in words.
+
+    A notebook that fails part way still gives a report, marked as incomplete.
+
+    Errors: ReportError when there is no notebook for the kind, or nothing can be written.
+    """
+    executed = case.folder / "report.ipynb"
+    failure = report.execute(
+        notebook_of(case.incident.kind, home), executed, parameters.flat(case.incident), cwd=home
+    )
+    header = report.Header(
+        title=case.incident.title,
+        incident_id=case.incident.id,
+        kind=case.kind.title,
+        window=case.incident.window,
+        baseline=case.incident.baseline,
+        verdict=case.assessment.verdict,
+        reasons=case.assessment.reasons,
+        manifest_sha256=case.manifest.sha256,
+        findings_sha256=manifest.sha256_of(case.folder / "findings.json"),
+        tool_version=manifest.tool_version(),
+        rendered_at=datetime.now(UTC),
+        failure=failure,
+    )
+    report.write_report(executed, case.folder / "report.html", header)
+    names = ("report.ipynb", "report.html")
+    files = {name: manifest.sha256_of(case.folder / name) for name in names}
+    manifest.note_act(case.folder, "rendered", files=files, failure=failure)
+    return failure
+
+
+def notebook_of(kind: str, home: Path) -> Path:
+    """The project's own notebook of a kind, or the one that comes with the package."""
+    name = f"{kind}.ipynb"
+    packaged = Path(str(resources.files("tbforensics"))) / "notebooks" / name
+    checkout = Path(str(resources.files("tbforensics"))).parent / "notebooks" / name
+    for path in (home / "notebooks" / name, packaged, checkout):
+        if path.is_file():
+            return path
+    raise ReportError(f"there is no notebook for {kind}", next_step=f"write notebooks/{name}")
