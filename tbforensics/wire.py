@@ -13,11 +13,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 
 import requests
 from requests.adapters import HTTPAdapter
-from urllib3.exceptions import DecodeError, HTTPError, ProtocolError
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    DecodeError,
+    HTTPError,
+    NewConnectionError,
+    ProtocolError,
+    ReadTimeoutError,
+)
 from urllib3.util import Retry
 
 from tbforensics.archive import Archive
@@ -110,9 +117,14 @@ class _Adapter(HTTPAdapter):
         return self._manners.requests_per_s
 
 
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """None: even to leave a redirect alone, `requests` would read its body, however long."""
+
+
 def open_session(credentials: Credentials, manners: Manners = Manners()) -> requests.Session:
     """A session that any code may use in place of `requests.Session()`."""
-    session = requests.Session()
+    session = _Session()
     session.trust_env = credentials.trust_environment  # else .netrc and proxies slip in
     session.auth = credentials.auth
     session.verify = credentials.verify
@@ -143,7 +155,7 @@ class Client:
     ) -> None:
         self.source, self.archive, self.manners = source, archive, manners
         self.session = open_session(credentials, manners)
-        self._secrets = credentials.secrets
+        self._secrets = (*credentials.secrets, *_secrets_in(source.url or ""))
         self._clock = clock
         self._known = {
             _key(capture): capture
@@ -213,9 +225,9 @@ class Client:
         return self.archive.record(capture)
 
     def now(self) -> datetime:
-        """The clock that dates every capture."""
+        """The clock that dates every capture, in whole milliseconds as they are written down."""
         moment: datetime = self._clock()
-        return moment
+        return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
     def keep_file(
         self,
@@ -320,7 +332,10 @@ class Client:
 
 def without_secrets(url: str) -> str:
     """The URL with user info and the values of secret parameters masked."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "(not an address)"
     host = parts.netloc.rpartition("@")[2]
     pairs = [pair.partition("=") for pair in parts.query.split("&") if pair]
     query = "&".join(
@@ -330,6 +345,13 @@ def without_secrets(url: str) -> str:
     return urlunsplit((parts.scheme, host, parts.path, query, parts.fragment))
 
 
+def _secrets_in(url: str) -> list[str]:
+    """What `without_secrets` masks: errors of libraries quote URLs."""
+    parts = urlsplit(url)
+    named = [value for name, value in parse_qsl(parts.query) if name.lower() in _SECRET_PARAMS]
+    return [secret for secret in (parts.password, *named) if secret]
+
+
 def _key(capture: Capture) -> str:
     window = str(capture.window) if capture.window else ""
     return repr((capture.query, capture.role, sorted(capture.request.items()), window))
@@ -337,18 +359,19 @@ def _key(capture: Capture) -> str:
 
 def _in_words(error: Any) -> str:
     """The innermost reason; requests and urllib3 wrap it in layers of their own."""
-    if isinstance(error, requests.exceptions.ConnectTimeout):
-        return "no connection within the time allowed"
-    if isinstance(error, requests.exceptions.ReadTimeout):
-        return "no answer within the time allowed"
     if isinstance(error, requests.exceptions.SSLError):
         return f"TLS failed: {error}"[:300]
     reason = error
-    while inner := getattr(reason, "reason", None) or getattr(reason, "__cause__", None):
-        if not isinstance(inner, BaseException) or inner is reason:
-            break
+    while True:
+        wrapped = (getattr(reason, "reason", None), reason.__cause__, *reason.args[:1])
+        inner = next((w for w in wrapped if isinstance(w, BaseException)), None)
+        if isinstance(reason, ConnectTimeoutError) and not isinstance(reason, NewConnectionError):
+            return "no connection within the time allowed"
+        if isinstance(reason, ReadTimeoutError):
+            return "no answer within the time allowed"
+        if inner is None or inner is reason:
+            return f"{type(reason).__name__}: {reason}"[:300]
         reason = inner
-    return f"{type(reason).__name__}: {reason}"[:300]
 
 
 def _clean(text: str, secrets: Iterable[str]) -> str:
