@@ -55,11 +55,7 @@ PARAMETERS: dict[str, Any] = {
         "dumps": {"type": "logs", "path": "examples/dumps"},
         "node": {"type": "jsonrpc", "url": "http://127.0.0.1:3030"},
         "node-logs": {"type": "logs", "url": "http://127.0.0.1:3030"},
-        "prometheus": {
-            "type": "prometheus",
-            "url": "http://127.0.0.1:9090",
-            "match": 'job="the_block"',
-        },
+        "prometheus": {"type": "prometheus", "url": "http://127.0.0.1:9090"},
     },
     "thresholds": {},
     "timeline": [
