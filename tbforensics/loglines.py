@@ -112,7 +112,8 @@ def row_of_text(text: str, clock: Clock = UNKNOWN_CLOCK) -> Row:
         if target := _TARGET.match(bare, at):
             rest["target"], at = target[1], target.end()
     # Colours sit between the words, so a coloured line is kept whole.
-    rest["message"] = text if bare is not text or at == 0 else bare[at:].lstrip(" \t]-:|")
+    message = bare[at:].lstrip(" \t]-:|") if at and bare is text else ""
+    rest["message"] = message or text
     return row(ts_ms, rest)
 
 

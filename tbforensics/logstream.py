@@ -7,14 +7,13 @@ early or never ends a line is cut off with the reason; all that came before it i
 from __future__ import annotations
 
 import codecs
-import gzip
 import json
 import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import zstandard
 
@@ -25,6 +24,7 @@ KEPT_OF_LONG_LINE = 4096
 FREELY_EXPANDED_BYTES = 64 << 20
 MOST_EXPANSION = 250
 _LARGEST_ZSTD_WINDOW = 128 << 20
+_COMPRESSED_BYTES = 1024  # so few that even a bomb gives no more than 32 MB at once
 
 _ARRAY = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*[{\]]")
 _SPACE = " \t\r\n"
@@ -109,61 +109,64 @@ def _is_whole(line: bytes) -> bool:
 
 # --- compression -------------------------------------------------------------------------
 
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
-class _Counted:
-    """Counts what is taken from a stream."""
 
-    def __init__(self, body: BinaryIO) -> None:
-        self._body, self.taken = body, 0
+def _gzip_member() -> Any:
+    return zlib.decompressobj(wbits=31)
 
-    def read(self, size: int = -1) -> bytes:
-        data = self._body.read(size)
-        self.taken += len(data)
-        return data
+
+def _zstd_frame() -> Any:
+    return zstandard.ZstdDecompressor(max_window_size=_LARGEST_ZSTD_WINDOW).decompressobj()
 
 
 def _expanded(body: BinaryIO) -> Iterator[bytes]:
-    magic = body.read(4)
-    counted = _Counted(_Rejoined(magic, body))  # type: ignore[arg-type]
-    stream: BinaryIO
-    if magic[:2] == b"\x1f\x8b":
-        stream = gzip.GzipFile(fileobj=counted)  # type: ignore[call-overload]
-    elif magic == b"\x28\xb5\x2f\xfd":
-        decompressor = zstandard.ZstdDecompressor(max_window_size=_LARGEST_ZSTD_WINDOW)
-        stream = decompressor.stream_reader(counted, read_across_frames=True)  # type: ignore[arg-type]
-    else:
-        while chunk := counted.read(CHUNK_BYTES):
+    head = body.read(4)
+    fresh = _gzip_member if head[:2] == _GZIP else _zstd_frame if head == _ZSTD else None
+    if fresh is None:
+        while chunk := head + body.read(CHUNK_BYTES):
+            head = b""
             yield chunk
         return
-    length = 0
-    while True:
-        try:
-            chunk = stream.read(CHUNK_BYTES)
-        except (EOFError, OSError, zlib.error, zstandard.ZstdError) as error:
-            raise StreamError(f"its compression is broken after {length} bytes: {error}") from None
-        if not chunk:
-            return
-        length += len(chunk)
-        if length > max(FREELY_EXPANDED_BYTES, MOST_EXPANSION * counted.taken):
-            raise StreamError(
-                f"{counted.taken} compressed bytes gave more than {length - len(chunk)}; "
-                "the rest is not expanded"
-            )
-        yield chunk
+    gathered: list[bytes] = []
+    taken = length = waiting = 0
+    stopped = ""
+    try:
+        for used, piece in _pieces(fresh, head, body):
+            taken, length, waiting = used, length + len(piece), waiting + len(piece)
+            if length > max(FREELY_EXPANDED_BYTES, MOST_EXPANSION * taken):
+                stopped = f"{taken} compressed bytes give {length} and more; not expanded further"
+                break
+            gathered.append(piece)
+            if waiting >= CHUNK_BYTES:
+                yield b"".join(gathered)
+                gathered, waiting = [], 0
+    except (zlib.error, zstandard.ZstdError) as error:
+        stopped = f"its compression is broken after {length} bytes: {error}"
+    if gathered:
+        yield b"".join(gathered)
+    if stopped:
+        raise StreamError(stopped)
 
 
-class _Rejoined:
-    """A stream whose first bytes were already taken."""
-
-    def __init__(self, head: bytes, body: BinaryIO) -> None:
-        self._head, self._body = head, body
-
-    def read(self, size: int = -1) -> bytes:
-        if not self._head:
-            return self._body.read(size)
-        size = len(self._head) if size < 0 else size
-        taken, self._head = self._head[:size], self._head[size:]
-        return taken
+def _pieces(fresh: Any, data: bytes, body: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Compressed bytes taken so far, and what the last of them gave; never much at once."""
+    taken, member = len(data), fresh()
+    while data:
+        piece = member.decompress(data)
+        if piece:
+            yield taken, piece
+        data = b""
+        if member.eof:  # another may follow; what pads a file to its block size does not count
+            data, member = member.unused_data.lstrip(b"\0"), None
+        if not data:
+            data = body.read(_COMPRESSED_BYTES)
+            taken += len(data)
+            data = data if member else data.lstrip(b"\0")
+        if data and member is None:
+            member = fresh()
+    if member:
+        raise zlib.error("it ends early")
 
 
 # --- lines -------------------------------------------------------------------------------
@@ -221,7 +224,7 @@ def _elements(chunks: Iterator[bytes]) -> Iterator[Element]:
             place += 1
             text.next_char()
             offset = text.offset
-            yield Element(text.value(place).encode("utf-8", "replace"), place, offset)
+            yield Element(text.value(place).encode("utf-8", "surrogateescape"), place, offset)
             mark = text.next_char()
             text.skip(1)
             if mark == "]":
@@ -237,7 +240,8 @@ class _Text:
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chain(chunks, [b""])
-        self._decode = codecs.getincrementaldecoder("utf-8-sig")()
+        # A byte that is no UTF-8 spoils the element that holds it and no other.
+        self._decode = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._text, self._at, self._ended = "", 0, False
         self.offset = 0
 
@@ -268,7 +272,7 @@ class _Text:
                 raise StreamError(f"the array is not JSON at its element {place}: {reason}"[:200])
         found = self._text[self._at : end]
         self._at = end
-        self.offset += len(found.encode("utf-8", "replace"))
+        self.offset += len(found.encode("utf-8", "surrogateescape"))
         return found
 
     def _more(self) -> bool:
@@ -276,9 +280,8 @@ class _Text:
             return False
         chunk = next(self._chunks)
         self._ended = not chunk
-        try:
-            fresh = self._decode.decode(chunk, final=self._ended)
-        except UnicodeDecodeError as error:
-            raise StreamError(f"the array holds invalid UTF-8: {error.reason}") from None
+        if self.offset == 0 and not self._text and chunk.startswith(codecs.BOM_UTF8):
+            chunk, self.offset = chunk[3:], 3
+        fresh = self._decode.decode(chunk, final=self._ended)
         self._text, self._at = self._text[self._at :] + fresh, 0
         return not self._ended

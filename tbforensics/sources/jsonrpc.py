@@ -118,16 +118,17 @@ class _Asking:
         yield from self._pages(query, {"offset": 0, "limit": page_length, **params})
 
     def _pages(self, query: Query, params: dict[str, Json]) -> Iterator[Capture]:
-        last = None
+        last: list[Json] = []
         for _ in range(_MOST_PAGES):
             capture = self._once(query, params)
             yield capture
-            if not capture.usable or self._length(capture) < params["limit"]:
+            page = self._list(capture)
+            if len(page) < params["limit"]:
                 return
-            if capture.sha256 == last:
+            if page == last:
                 yield self._not_asked(query, params, "the node gives the same page again and again")
                 return
-            last = capture.sha256
+            last = page
             params = {**params, "offset": params["offset"] + params["limit"]}
         yield self._not_asked(query, params, f"more than {_MOST_PAGES} pages: the rest is missing")
 
@@ -157,12 +158,14 @@ class _Asking:
         request = {"method": "POST", "json": _question(query, params, None)}
         return self._client.fail(query=query.name, role=ROLE, request=request, error=why)
 
-    def _length(self, capture: Capture) -> int:
+    def _list(self, capture: Capture) -> list[Json]:
+        if not capture.usable:
+            return []
         try:
             result = _loads(self._client.body(capture)).get("result")
         except (ValueError, RecursionError, AttributeError):
-            return 0
-        return len(result) if isinstance(result, list) else 0
+            return []
+        return result if isinstance(result, list) else []
 
 
 def _question(query: Query, params: Mapping[str, Json], number: int | None) -> dict[str, Json]:

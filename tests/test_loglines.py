@@ -1,0 +1,467 @@
+"""What a line says, how lines are cut from bytes, and that no bytes at all can break it."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+from datetime import UTC, datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pyarrow as pa
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from standin_replies import in_base58
+
+from tbforensics import logstream
+from tbforensics.evidence import SCHEMAS
+from tbforensics.loglines import rows_of_line
+from tbforensics.logrows import Clock, LineError, Row, time_ms
+from tbforensics.logtables import MOST_QUARANTINED, Reading
+from tbforensics.model import Window
+
+TEN = 1_773_136_800_000  # 2026-03-10T10:00:00Z in ms
+UTC_CLOCK = Clock(UTC, datetime(2026, 3, 10, tzinfo=UTC))
+PEER = "07" * 32
+
+
+def row(line: str | bytes, clock: Clock = UTC_CLOCK) -> Row:
+    (found,) = rows_of_line(line if isinstance(line, bytes) else line.encode(), clock)
+    assert isinstance(found, Row)
+    return found
+
+
+def read(data: bytes, **how: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Reading]:
+    """Kept lines, quarantined pieces, and the reading with its tally."""
+    reading = Reading("logs", "log_lines", "f", **how)
+    found: dict[str, list[dict[str, Any]]] = {"log_lines": [], "quarantine": []}
+    for name, table in reading.tables(io.BytesIO(data)):
+        assert table.schema == SCHEMAS[name]
+        found[name] += table.to_pylist()
+    return found["log_lines"], found["quarantine"], reading
+
+
+# --- JSON of several makers --------------------------------------------------------------
+
+
+def test_a_row_of_the_log_store() -> None:
+    said = row(
+        '{"id":41,"timestamp":1773136800,"level":"WARN","message":"QUIC certificate validation '
+        f'failed","correlation_id":"deadbeef00112233","peer":"{PEER}","tx":null,"block":12}}'
+    )
+    assert said == Row(
+        id=41,
+        ts_ms=TEN,
+        level="WARN",
+        message="QUIC certificate validation failed",
+        correlation_id="deadbeef00112233",
+        peer=PEER,
+        tx=None,
+        block=12,
+        target=None,
+        fields="{}",
+    )
+
+
+def test_a_line_of_tracing_subscriber() -> None:
+    said = row(
+        '{"timestamp":"2026-03-10T10:00:00.123456Z","level":"WARN","fields":{"message":"QUIC '
+        f'fingerprint mismatch","peer":"{in_base58(PEER)}","expected":"5f"}},"target":"p2p"}}'
+    )
+    assert (said.ts_ms, said.target, said.peer) == (TEN + 123, "p2p", PEER)
+    assert (said.message, said.fields) == ("QUIC fingerprint mismatch", '{"expected":"5f"}')
+
+
+def test_a_line_of_the_node_itself_has_no_time() -> None:
+    said = row(
+        '{"level":"error","target":"node::net","module":"net","file":"mod.rs","line":7,'
+        '"message":"quic_connect_fail","fields":{"reason":"tls"}}'
+    )
+    assert (said.ts_ms, said.level, said.target) == (None, "ERROR", "node::net")
+    assert json.loads(said.fields) == {
+        "module": "net",
+        "file": "mod.rs",
+        "line": 7,
+        "reason": "tls",
+    }
+
+
+def test_a_line_of_structlog() -> None:
+    said = row(
+        '{"intent_id":"a","event":"live_halted","timestamp":"2026-03-10T10:00:00.5Z",'
+        '"level":"warning","logger":"broker"}'
+    )
+    assert (said.ts_ms, said.level, said.message) == (TEN + 500, "WARN", "live_halted")
+    assert (said.target, said.fields) == ("broker", '{"intent_id":"a"}')
+
+
+def test_a_journal_row_has_no_message_and_keeps_everything() -> None:
+    said = row('{"symbol":"ATOM/USDT","qty":-3.0,"ts_ns":1773136800000000000}')
+    assert (said.ts_ms, said.message) == (TEN, None)
+    assert json.loads(said.fields) == {"symbol": "ATOM/USDT", "qty": -3.0}
+
+
+def test_an_array_is_one_row_for_each_element_and_a_bad_one_is_alone() -> None:
+    rows = rows_of_line(b'[{"asset":"USDT","ts_ns":1773136800000},3,{"asset":"ATOM"}]')
+    assert [isinstance(r, Row) for r in rows] == [True, False, True]
+    assert str(rows[1]) == "it is a number, not an object"
+
+
+def test_the_last_of_a_name_given_twice_counts() -> None:
+    assert row('{"message":"first","message":"last"}').message == "last"
+    assert row('{"message":"first","x":NaN,"message":"last"}').message == "last"
+
+
+def test_a_name_at_the_top_and_under_fields_keeps_both() -> None:
+    said = row('{"message":"top","fields":{"message":"inner","peer":"x"}}')
+    assert (said.message, said.peer, said.fields) == ("top", "x", '{"fields":{"message":"inner"}}')
+
+
+def test_values_of_unexpected_types_stay_in_fields() -> None:
+    said = row('{"level":[3],"peer":7,"block":"n/a","id":"55","message":{"a":1},"tx":"","n":null}')
+    assert (said.level, said.peer, said.block, said.tx) == (None, None, None, None)
+    assert said.message == '{"a":1}'
+    assert json.loads(said.fields) == {"level": [3], "peer": 7, "block": "n/a"}
+    assert said.id == 55
+
+
+def test_numbers_beyond_64_bits_keep_every_digit() -> None:
+    said = row('{"id":99999999999999999999,"a":123456789012345678901234567890}')
+    assert said.id is None
+    assert said.fields == '{"id":99999999999999999999,"a":123456789012345678901234567890}'
+
+
+def test_what_python_and_javascript_write_beyond_json_is_kept_as_text() -> None:
+    said = row(rb'{"message":"cut \ud83d","a":NaN,"b":-Infinity,"c":1e999}')
+    assert said.message == "cut ?"
+    assert json.loads(said.fields) == {"a": "NaN", "b": "-Infinity", "c": "1e999"}
+
+
+def test_hostile_text_stays_as_it_came() -> None:
+    text = "\x1b[31m</script>\u202e\u0000\u2028|`x`"
+    assert row(json.dumps({"message": text})).message == text
+
+
+@pytest.mark.parametrize("depth", [200, 300, 900])
+def test_a_deeply_nested_line_is_still_a_line(depth: int) -> None:
+    said = row('{"message":"m","a":' + "[" * depth + "]" * depth + "}")
+    assert said.message == "m"
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"message":"torn', "not JSON"),
+        (b'{"message":"x"} trailing', "not JSON"),
+        (b'{"message":"raw \x1b control"}', "not JSON"),
+        (b'{"message":"\xff"}', "invalid UTF-8"),
+        (b"caf\xe9", "invalid UTF-8"),
+        (b'{"message":"\0"}', "NUL"),
+        (b"\0\0\0", "NUL"),
+        (b'{"a":' * 5000 + b"1" + b"}" * 5000, "nested too deep"),
+        (b'[{"a":1}', "not JSON"),
+        (b'{"timestamp":"yesterday"}', "time cannot be read"),
+        (b'{"timestamp":true}', "time cannot be read"),
+        (b'{"timestamp":[1]}', "time cannot be read"),
+        (b'{"timestamp":-5}', "time cannot be read"),
+        (b'{"timestamp":NaN}', "time cannot be read"),
+        (b'{"ts_ns":' + b"9" * 40 + b"}", "time cannot be read"),
+        (b'{"n":' + b"9" * 5000 + b"}", "not JSON"),
+    ],
+)
+def test_a_line_that_cannot_be_read_says_why(line: bytes, reason: str) -> None:
+    with pytest.raises(LineError, match=reason):
+        rows_of_line(line)
+
+
+# --- times -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        1773136800,
+        1773136800000,
+        1773136800000000,
+        1773136800000000000,
+        1773136800.0,
+        "1773136800",
+        "2026-03-10T10:00:00Z",
+        "2026-03-10 10:00:00.000000000+00:00",
+        "2026-03-10T11:00:00+01:00",
+        "2026-03-10T10:00:00 UTC",
+        "20260310T100000Z",
+    ],
+)
+def test_a_time_is_told_by_its_size_and_not_by_its_name(value: Any) -> None:
+    assert time_ms(value) == TEN
+
+
+def test_nanoseconds_never_pass_through_a_float() -> None:
+    assert time_ms(1773136800123999999) == TEN + 123
+    assert time_ms("2026-03-10T10:00:00.123999999Z") == TEN + 123
+    assert time_ms(1773136800.123) == TEN + 123
+
+
+def test_a_time_without_a_zone_is_no_time_until_somebody_names_the_zone() -> None:
+    line = '{"timestamp":"2026-03-10 11:00:00","message":"m"}'
+    said = row(line, Clock())
+    assert (said.ts_ms, said.fields) == (None, '{"timestamp":"2026-03-10 11:00:00"}')
+    assert row(line, Clock(ZoneInfo("Europe/Berlin"))).ts_ms == TEN
+
+
+# --- plain text --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "level", "target", "message"),
+    [
+        ("2026-03-10T10:00:00Z  WARN p2p::net: it failed", "WARN", "p2p::net", "it failed"),
+        ("[2026-03-10T10:00:00Z ERROR node] it failed", "ERROR", "node", "it failed"),
+        ("2026-03-10T11:00:00+01:00 [error] it failed", "ERROR", None, "it failed"),
+        ("2026-03-10 10:00:00,000 - app.x - WARNING - it failed", "WARN", "app.x", "it failed"),
+        ("I0310 10:00:00.000000   123 file.go:12] it failed", "INFO", "file.go:12", "it failed"),
+        ("2026-03-10T10:00:00Z error paths: none", None, None, "error paths: none"),
+        (
+            "time=2026-03-10T10:00:00Z level=info msg=it-failed",
+            "INFO",
+            None,
+            "it-failed",
+        ),
+    ],
+)
+def test_the_usual_styles_of_plain_text(
+    line: str, level: str | None, target: str | None, message: str
+) -> None:
+    said = row(line)
+    assert (said.ts_ms, said.level, said.target, said.message) == (TEN, level, target, message)
+
+
+def test_pairs_in_plain_text_are_fields_and_stay_in_the_message() -> None:
+    said = row(f'2026-03-10T10:00:00Z WARN p2p: no peer={in_base58(PEER)} block=9 error="a b"')
+    assert (said.peer, said.block, said.fields) == (PEER, 9, '{"error":"a b"}')
+    assert said.message is not None
+    assert said.message.endswith('block=9 error="a b"')
+
+
+def test_a_coloured_line_is_read_and_kept_whole() -> None:
+    line = "\x1b[2m2026-03-10T10:00:00Z\x1b[0m \x1b[33m WARN\x1b[0m p2p: it failed"
+    said = row(line)
+    assert (said.ts_ms, said.level, said.target, said.message) == (TEN, "WARN", "p2p", line)
+
+
+@pytest.mark.parametrize("line", ["just text", "123", "null", "[x", "2026-13-77T10:00:00Z x"])
+def test_a_line_of_no_known_style_is_all_message(line: str) -> None:
+    assert row(line)[:5] == (None, None, None, line, None)
+
+
+def test_a_klog_line_of_december_belongs_to_the_year_before() -> None:
+    said = row("I1231 23:59:59.000000 1 x.go:1] m", Clock(UTC, datetime(2026, 1, 1, tzinfo=UTC)))
+    assert said.ts_ms == time_ms("2025-12-31T23:59:59Z")
+
+
+# --- from bytes to lines -----------------------------------------------------------------
+
+
+def test_line_numbers_count_physical_lines_and_offsets_count_bytes() -> None:
+    data = b'{"message":"a"}\r\n\r\n{"torn\n{"message":"\xc3\xa9"}\n{"message":"c"}'
+    kept, bad, _ = read(data)
+    assert [(r["line"], r["offset"], r["message"]) for r in kept] == [
+        (1, 0, "a"),
+        (4, 26, "é"),
+        (5, 43, "c"),
+    ]
+    assert [(r["line"], r["offset"], r["bytes"]) for r in bad] == [(3, 19, b'{"torn')]
+    assert data[26:].startswith(b'{"message":"\xc3')
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress, lambda data: data])
+def test_compression_is_told_by_the_first_bytes(pack: Any) -> None:
+    kept, bad, _ = read(pack(b'{"message":"a"}\n') + pack(b'{"message":"b"}\n'))
+    assert ([r["message"] for r in kept], bad) == (["a", "b"], [])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'[{"id":1,"message":"a"},{"id":2,"message":"b"}]',
+        b'\xef\xbb\xbf [\n  {\n    "id": 1, "message": "a"\n  },\n  {"id": 2, "message": "b"}\n]\n',
+        b'[{"id":1,"message":"a"},\n{"id":2,"message":"b"}]',
+    ],
+)
+def test_a_file_that_is_one_array_gives_places_as_line_numbers(data: bytes) -> None:
+    kept, bad, _ = read(data)
+    assert [(r["line"], r["id"], r["message"]) for r in kept] == [(1, 1, "a"), (2, 2, "b")]
+    assert bad == []
+    assert all(data[r["offset"] :].startswith(b"{") for r in kept)
+
+
+def test_an_array_longer_than_any_line_may_be_is_read_element_by_element() -> None:
+    rows = [{"id": i, "message": "ü" * 500} for i in range(6000)]
+    kept, bad, _ = read(json.dumps(rows, ensure_ascii=False).encode())
+    assert ([r["id"] for r in kept], bad) == (list(range(6000)), [])
+
+
+def test_a_file_of_arrays_one_a_line_is_not_one_array() -> None:
+    lines = b'[{"id":1},{"id":2}]\n[{"id":3}]\n'
+    for data in (lines, b'[{"id":0},{"to\n' + lines):
+        kept, _, _ = read(data)
+        assert [r["id"] for r in kept] == [1, 2, 3]
+        assert kept[0]["line"] == kept[1]["line"] == kept[2]["line"] - 1
+
+
+@pytest.mark.parametrize("rest", [b'{"id":', b"{'id':3}]", b"", b"\xff]", b'{"id":3}'])
+def test_an_array_that_breaks_off_keeps_what_came_before(rest: bytes) -> None:
+    kept, bad, reading = read(b'[{"id":1},{"id":2},' + rest)
+    assert [r["id"] for r in kept][:2] == [1, 2]
+    assert (len(bad), bool(reading.tally.stopped)) == (1, True)
+
+
+def test_a_line_without_end_is_cut_and_the_next_one_is_read() -> None:
+    data = b'{"message":"' + b"x" * 9_000_000 + b'"}\n{"message":"next"}\n'
+    kept, bad, _ = read(data)
+    assert [(r["line"], r["message"]) for r in kept] == [(2, "next")]
+    assert kept[0]["offset"] == data.rindex(b'{"message"')
+    assert (bad[0]["line"], len(bad[0]["bytes"])) == (1, 4096)
+    assert "longer than" in bad[0]["reason"]
+
+
+def test_a_line_of_two_million_bytes_inside_a_block_is_refused_as_well() -> None:
+    data = b'{"message":"a"}\n{"message":"' + b"x" * 2_000_000 + b'"}\n{"message":"b"}\n'
+    kept, bad, _ = read(data)
+    assert [r["line"] for r in kept] == [1, 3]
+    assert [r["line"] for r in bad] == [2]
+
+
+def test_a_bomb_is_not_expanded_and_what_came_before_it_is_kept() -> None:
+    good = b'{"message":"before"}\n'
+    for data in (gzip.compress(good + bytes(100 << 20)), zstandard.compress(good + bytes(1 << 28))):
+        kept, bad, reading = read(data)
+        assert [r["message"] for r in kept] == ["before"]
+        assert "not expanded further" in reading.tally.stopped
+        assert bad[-1]["reason"] == reading.tally.stopped
+
+
+def test_a_compressed_file_that_ends_early_keeps_what_came() -> None:
+    lines = b"".join(
+        b'{"message":"%d %s"}\n' % (i, bytes([97 + i % 26]) * (i % 90)) for i in range(4000)
+    )
+    packed = gzip.compress(lines)
+    kept, bad, reading = read(packed[: len(packed) // 2])
+    assert len(kept) > 500
+    assert [r["line"] for r in kept] == list(range(1, len(kept) + 1))
+    assert "compression is broken" in reading.tally.stopped
+    assert bad
+
+
+@pytest.mark.parametrize("data", [b"\x1f\x8b", b"\x1f\x8b\x08junk", b"\x28\xb5\x2f\xfd\0\0\0"])
+def test_a_file_that_only_begins_as_a_compressed_one_is_quarantined(data: bytes) -> None:
+    kept, bad, _ = read(data)
+    assert kept == []
+    assert len(bad) == 1
+
+
+def test_a_database_is_not_read_as_lines() -> None:
+    _, bad, _ = read(b"SQLite format 3\0" + bytes(range(256)) * 100)
+    assert [r["reason"] for r in bad] == ["an SQLite file, not log lines"]
+
+
+def test_a_file_that_is_no_log_does_not_fill_the_case() -> None:
+    _, bad, reading = read(b"\xff\n" * (MOST_QUARANTINED + 500))
+    assert len(bad) == MOST_QUARANTINED + 1
+    assert bad[-1]["reason"] == "500 more pieces of this file cannot be read"
+    assert reading.tally.unreadable == MOST_QUARANTINED + 500
+
+
+def test_an_empty_file_is_nothing() -> None:
+    assert read(b"")[:2] == read(b"\n\n \n")[:2] == ([], [])
+
+
+# --- the window --------------------------------------------------------------------------
+
+
+def test_lines_outside_the_window_are_counted_and_left_out() -> None:
+    window = Window(datetime(2026, 3, 10, 10, tzinfo=UTC), datetime(2026, 3, 10, 11, tzinfo=UTC))
+    data = b"".join(
+        line + b"\n"
+        for line in (
+            b'{"message":"head without a time"}',
+            b'{"timestamp":1773136799,"message":"before"}',
+            b"    at frame of before",
+            b'{"timestamp":1773136800,"message":"first"}',
+            b"    at frame of first",
+            b'{"timestamp":1773140399,"message":"last"}',
+            b'{"timestamp":1773140400,"message":"after"}',
+            b"    at frame of after",
+        )
+    )
+    kept, _, reading = read(data, window=window)
+    assert [r["line"] for r in kept] == [1, 4, 5, 6]
+    told = reading.tally.to_json()
+    assert (told["rows"], told["kept"], told["outside_window"]) == (8, 4, 4)
+    assert (told["first"], told["last"]) == ("2026-03-10T09:59:59Z", "2026-03-10T11:00:00Z")
+
+
+# --- whatever comes ----------------------------------------------------------------------
+
+GOOD = st.integers(0, 10**6).map(lambda n: json.dumps({"id": n, "message": f"good {n}"}).encode())
+BAD = st.binary(max_size=60).map(lambda data: data.replace(b"\n", b"").replace(b"\r", b""))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=400), st.sampled_from([b"", b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"[{"]))
+def test_no_bytes_at_all_raise(data: bytes, head: bytes) -> None:
+    kept, _, reading = read(head + data)
+    assert len(kept) == reading.tally.kept
+    pa.array([r["message"] for r in kept], pa.string())
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.one_of(GOOD, BAD, st.text(max_size=40).map(lambda t: t.encode())), max_size=30))
+def test_good_lines_among_bad_ones_survive_with_their_numbers(lines: list[bytes]) -> None:
+    lines = [line.replace(b"\n", b"").replace(b"\r", b"") for line in lines]
+    if lines and lines[0].startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"SQLite", b"[")):
+        lines[0] = b""  # that would be another kind of file
+    kept, bad, _ = read(b"\n".join(lines))
+    expected = {
+        place: json.loads(line)["id"]
+        for place, line in enumerate(lines, 1)
+        if line.startswith(b'{"id": ') and b"good" in line
+    }
+    got = {r["line"]: r["id"] for r in kept if r["line"] in expected}
+    assert got == expected
+    assert not {r["line"] for r in bad} & set(expected)
+    data = b"\n".join(lines)
+    for r in bad:
+        assert data[r["offset"] :].startswith(r["bytes"])
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+        max_leaves=10,
+    )
+)
+def test_any_json_is_a_row_or_a_reason(value: Any) -> None:
+    line = json.dumps({"message": "m", "x": value, "level": value, "peer": value}).encode()
+    said = row(line)
+    assert said.message == "m"
+    json.loads(said.fields)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(GOOD, min_size=1, max_size=40), st.integers(1, 64))
+def test_lines_are_the_same_however_the_bytes_arrive(lines: list[bytes], size: int) -> None:
+    data = b"\n".join(lines)
+    whole = read(data)[0]
+    chunks = (data[at : at + size] for at in range(0, len(data), size))
+    cut = [
+        (block.first_line, block.offset, block.data) for block in logstream._blocks(iter(chunks))
+    ]
+    assert b"".join(piece for _, _, piece in cut) == data
+    assert all(data[offset:].startswith(piece) for _, offset, piece in cut)
+    assert whole[-1]["line"] == cut[-1][0] + cut[-1][2].rstrip(b"\n").count(b"\n")
