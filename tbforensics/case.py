@@ -58,6 +58,8 @@ class Case:
         span, step_s = self.incident.span, self.incident.step_s
         if query.source == "logs":
             return self.evidence.logs(span)
+        if query.shape is Shape.RECORDS:
+            return self.evidence.records_of(query.name, span)
         if query.shape is Shape.ROWS:
             return self.evidence.snapshots(query.name)
         how = frames.last if query.shape is Shape.GAUGE else frames.increase

@@ -7,6 +7,7 @@ file never has the same bytes twice, so `evidence.duckdb` holds views only and c
     samples     sid, ts, value                         labels are stored once, never per sample
     histograms  sid, ts, count, sum, buckets           native histograms, kept apart
     log_lines   source, file, line, offset, ts, level, message, peer, ...
+    records     source, query, file, line, ts, value   one JSON record of a journal
     snapshots   source, query, ts, generation, value   one JSON answer, true at its `ts`
     quarantine  source, file, line, offset, reason, bytes
 """
@@ -67,6 +68,18 @@ SCHEMAS: Mapping[str, pa.Schema] = {
             ("block", pa.int64()),
             ("target", pa.string()),
             ("fields", pa.string()),  # JSON object of everything else that the line said
+        ]
+    ),
+    "records": pa.schema(
+        [
+            ("source", pa.string()),
+            ("query", pa.string()),
+            ("file", pa.string()),
+            ("line", pa.int64()),  # 1 for the first line
+            ("offset", pa.int64()),  # bytes before the line
+            ("place", pa.int64()),  # 0, or the place in an array that one line holds
+            ("ts", pa.timestamp("ns", tz="UTC")),  # null where the record has no time
+            ("value", pa.string()),  # JSON object, numbers as they were spelled
         ]
     ),
     "snapshots": pa.schema(
@@ -199,6 +212,7 @@ _DUCKDB_TYPES = {
     pa.string(): "VARCHAR",
     pa.binary(): "BLOB",
     _MS: "TIMESTAMPTZ",
+    pa.timestamp("ns", tz="UTC"): "TIMESTAMPTZ_NS",
     _LABELS: "MAP(VARCHAR, VARCHAR)",
 }
 
@@ -284,6 +298,20 @@ class Evidence:
             "ORDER BY ts NULLS LAST, source, file, line",
             {"start": span.start, "end": span.end},
         )
+
+    def records_of(self, query: str, span: Window) -> pd.DataFrame:
+        """Records of one query in a span, and those without a time, in time order.
+
+        `value` as plain JSON objects.
+        """
+        table = self.sql(
+            "SELECT * FROM records WHERE query = $query "
+            "AND (ts IS NULL OR (ts >= $start AND ts < $end)) "
+            "ORDER BY ts NULLS LAST, source, file, line, place",
+            {"query": query, "start": span.start, "end": span.end},
+        )
+        table["value"] = [json.loads(value) for value in table["value"]]
+        return table
 
     def answered(self) -> list[str]:
         """Names of the queries that have snapshots."""

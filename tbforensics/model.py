@@ -90,6 +90,7 @@ class Shape(StrEnum):
     GAUGE = "gauge"  # last value in each step
     HISTOGRAM = "histogram"  # increase per step of each bucket; one column level is `le`
     ROWS = "rows"  # log lines or snapshots, as they are
+    RECORDS = "records"  # lines of a journal, as they are
 
 
 @dataclass(frozen=True)
@@ -278,7 +279,8 @@ class Frames(Mapping[str, pd.DataFrame]):
         columns a MultiIndex whose level names are the label names (`source` and the labels that
         differ). NaN where nothing was seen. No columns at all: no such series.
     rows of logs: ts, level, message, peer, correlation_id, tx, block, source, file, line, fields.
-    rows of snapshots: ts, source, query, generation, value (plain JSON objects).
+    rows of snapshots: ts, source, query, role, generation, state, value (plain JSON objects).
+    records: ts, source, file, line, place, value (plain JSON objects).
     """
 
     window: Window

@@ -49,6 +49,8 @@ def _covered(
     if not captures or len(failed) == len(captures):
         detail = failed[0].error if failed else "it was not asked"
         return Coverage(query.name, source, 0.0, "failed", query.required, detail)
+    if query.shape is Shape.RECORDS:
+        return _records_covered(query, source, window, failed[0].error if failed else "", evidence)
     if query.shape is not Shape.ROWS:
         ratio = _seen_ratio(query, source, window, evidence)
         if query.sparse and not failed:
@@ -91,6 +93,23 @@ def _logs_covered(
         detail = "it answered, and holds no line in the window"
         return Coverage(query.name, source, 0.0, "absent", query.required, detail)
     return Coverage(query.name, source, 1.0, "covered", query.required, f"{lines} lines")
+
+
+def _records_covered(
+    query: Query, source: str, window: Window, error: str, evidence: Evidence
+) -> Coverage:
+    """A journal is written when something happens, so it covers what its lines span."""
+    (row,) = evidence.records(
+        "SELECT count(*) AS n, min(ts) AS first, max(ts) AS last FROM records "
+        "WHERE query = $query AND source = $source AND ts >= $start AND ts < $end",
+        {"query": query.name, "source": source, **_edges(window)},
+    )
+    if row["n"] == 0:
+        state, detail = "absent", "no record in the window"
+        return Coverage(query.name, source, 0.0, state, query.required, error or detail)
+    detail = f"{row['n']} records, {utc_text(row['first'])} to {utc_text(row['last'])}"
+    state = "partial" if error else "covered"
+    return Coverage(query.name, source, 1.0, state, query.required, error or detail)
 
 
 def _snapshot_covered(query: Query, source: str, window: Window, evidence: Evidence) -> Coverage:
