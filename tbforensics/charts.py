@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -85,12 +85,12 @@ def line(
     legend = _legend(names, frame, "stroke")
     colour = _colour(names, legend, COLOURS)
     drawn = _samples(rows, unit, zero).mark_line(strokeWidth=1.6, strokeJoin="round")
-    alone = _samples(shaping.isolated(rows), unit, zero).mark_point(filled=True, size=16)
-    layers = [
-        drawn.encode(color=colour, strokeDash=_dash(names, legend)),
-        alone.encode(color=colour),
-        _dots(_samples(rows, unit, zero)).encode(color=colour),
-    ]
+    layers = [drawn.encode(color=colour, strokeDash=_dash(names, legend))]
+    alone = shaping.isolated(rows)
+    if len(alone):
+        points = _samples(alone, unit, zero).mark_point(filled=True, size=16)
+        layers.append(points.encode(color=colour))
+    layers.append(_dots(_samples(rows, unit, zero)).encode(color=colour))
     return _finish(layers, page, shaping.sentence("Line chart", rows, names, unit), notes, rows)
 
 
@@ -126,8 +126,8 @@ def bars(
 
     Shape: a column of numbers `value` and a column of names `label`.
     """
-    page = _Page(title, unit, height=alt.Step(22))
     rows = shaping.ranked_bars(table, value, label, limit)
+    page = _Page(title, unit, height=22 * len(rows))
     if rows.empty:
         return _nothing(page)
     names = list(rows["series"])
@@ -157,8 +157,8 @@ def coverage_strip(
     Shape: UTC index of step starts; one column per query; True, False or a share of what was
         expected in the step (seen when above 0). NaN: nothing was expected.
     """
-    page = _Page(title, "", window, baseline, height=alt.Step(22))
     rows, names = shaping.spans_of_sight(seen)
+    page = _Page(title, "", window, baseline, height=22 * len(names))
     if rows.empty:
         return _nothing(page)
     states = alt.Scale(domain=["seen", "not seen"], range=[COLOURS[2], COLOURS[1]])
@@ -179,13 +179,13 @@ def timeline(
     moments: Iterable[Moment], *, title: str = "In what order", window: Window | None = None
 ) -> alt.LayerChart:
     """Findings, log lines, answers and people's notes along one axis of time."""
-    page = _Page(title, "", window, height=alt.Step(30))
     known = sorted(moments, key=lambda moment: moment.time)
     if not known:
-        return _nothing(page)
+        return _nothing(_Page(title, "", window))
     notes = [f"the first {MOMENTS_LIMIT:,} of {len(known):,}"] if len(known) > MOMENTS_LIMIT else []
     rows = pd.DataFrame([_moment_row(moment) for moment in known[:MOMENTS_LIMIT]])
     origins = list(dict.fromkeys(rows["origin"]))
+    page = _Page(title, "", window, height=30 * len(origins))
     scale = alt.Scale(domain=origins, range=COLOURS)
     base = alt.Chart(rows).transform_calculate(**_said("t", "time"))
     base = base.encode(
@@ -225,7 +225,7 @@ class _Page:
     window: Window | None = None
     baseline: Window | None = None
     marks: tuple[Mark, ...] = ()
-    height: Any = field(default=240)
+    height: int = 240
 
 
 def _time(column: str) -> alt.X:
@@ -341,7 +341,7 @@ def _bands(page: _Page) -> list[alt.Chart]:
         row = pd.DataFrame({"t": [_ms(span.start)], "end": [_ms(span.end)], "name": [name]})
         base = alt.Chart(row).encode(x=_time("t"))
         words = base.mark_text(align="left", baseline="bottom", fontSize=10.5)
-        layers.append(base.mark_rect(color=colour, opacity=0.1).encode(x2="end:T"))
+        layers.append(base.mark_rect(color=colour, opacity=0.13).encode(x2="end:T"))
         layers.append(words.encode(text="name:N", y=alt.value(-3)))
     return layers
 

@@ -56,7 +56,7 @@ def verdict(assessment: Assessment) -> Shown:
     """The verdict in words and colour, and why."""
     mark, word, meaning = VERDICTS[assessment.verdict]
     reasons = [visible(reason) for reason in assessment.reasons]
-    text = f"{mark} {word}: {meaning}." + "".join(f"\n  - {reason}" for reason in reasons)
+    text = f"{mark} {word}. {meaning}" + "".join(f"\n  - {reason}" for reason in reasons)
     return _shown(
         "verdict", text, tone=assessment.verdict, mark=mark, word=word, meaning=meaning,
         reasons=reasons,

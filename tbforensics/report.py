@@ -124,7 +124,7 @@ def _run(
         autosave_cell_every=0,
         execution_timeout=max(1, math.ceil(timeout_s)),
         # At its usual level the kernel warns of its own plain local sockets in every run.
-        extra_arguments=["--log-level=ERROR"],
+        extra_arguments=["--log-level=CRITICAL"],
     )
 
 
@@ -225,7 +225,7 @@ def render(notebook: NotebookNode, header: Header) -> str:
     gate = Gate(targets=anchors_in(html_in(cells)))
     parts = list(parts_of(cells, gate, headings))
     failure = header.failure or "; ".join(failures_in(notebook))
-    page = page_of(header, headings, failure, charts=any(part.charts for part in parts))
+    page = page_of(header, headings, failure, charts=any(part.chart for part in parts))
     # The exporter copies the notebook, twice and deeply; it is given one without the outputs.
     light = nbformat.v4.new_notebook()
     light.cells = [

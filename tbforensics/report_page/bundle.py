@@ -26,7 +26,9 @@ def vega_bundle(folder: Path | None = None) -> str:
     kept = _kept(path)
     if kept is not None:
         return kept
-    bundle = vl_convert.javascript_bundle(snippet="window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")
+    bundle = vl_convert.javascript_bundle(snippet="window.vegaEmbed = vegaEmbed;").replace(
+        "</script", "<\\/script"
+    )
     with suppress(OSError):
         _keep(path, bundle)
     return bundle

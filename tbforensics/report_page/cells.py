@@ -30,33 +30,56 @@ _BOX = Markup('<div class="box">{}</div>')
 
 @dataclass(frozen=True)
 class Part:
-    """One cell: prose, or outputs and how they were computed."""
+    """Prose, or outputs and how they were computed.
+
+    code: of the cell that gave the outputs and of the silent ones before it, by cell number.
+    """
 
     prose: str = ""
     outputs: tuple[Markup, ...] = ()
-    code: str = ""
-    number: int = 0
+    code: tuple[tuple[int, str], ...] = ()
     skipped: bool = False
-    charts: int = 0
+    chart: bool = False
+
+    @property
+    def cells(self) -> str:
+        numbers = [number for number, _ in self.code]
+        if len(numbers) == 1:
+            return f"cell {numbers[0]}"
+        return f"cells {numbers[0]} to {numbers[-1]}"
 
 
 def parts_of(cells: Iterable[NotebookNode], gate: Gate, headings: list[Heading]) -> Iterator[Part]:
-    """The cells in order. Code cells are numbered as their execution counts would be."""
+    """The cells in order; code cells are numbered as their execution counts would be."""
     number = 0
+    silent: tuple[tuple[int, str], ...] = ()
     for cell in cells:
         source = text_of(cell.source)
-        if cell.cell_type == "markdown" and source.strip():
-            yield Part(prose=prose(gate, source, headings))
-        elif cell.cell_type == "code" and source.strip():
+        if not source.strip() or cell.cell_type not in ("markdown", "code"):
+            continue
+        if cell.cell_type == "code":
             number += 1
-            outputs = tuple(shown(output, gate) for output in cell.outputs)
-            yield Part(
-                outputs=tuple(part for part in outputs if part),
-                code=plain(source),
-                number=number,
-                skipped=cell.get("execution_count") is None and not cell.outputs,
-                charts=sum(CHART_MIME in output.get("data", {}) for output in cell.outputs),
-            )
+            part = _computed(cell, gate, (*silent, (number, plain(source))))
+            silent = () if part.outputs or part.skipped else part.code
+            if not silent:
+                yield part
+            continue
+        if silent:
+            yield Part(code=silent)
+        silent = ()
+        yield Part(prose=prose(gate, source, headings))
+    if silent:
+        yield Part(code=silent)
+
+
+def _computed(cell: NotebookNode, gate: Gate, code: tuple[tuple[int, str], ...]) -> Part:
+    outputs = tuple(html for output in cell.outputs if (html := shown(output, gate)))
+    return Part(
+        outputs=outputs,
+        code=code,
+        skipped=cell.get("execution_count") is None and not cell.outputs,
+        chart=any('<figure class="chart">' in html for html in outputs),
+    )
 
 
 def html_in(cells: Iterable[NotebookNode]) -> Iterator[str]:

@@ -22,18 +22,20 @@ def mimebundle(spec: Mapping[str, Json], **_: object) -> dict[str, Json]:
 
     Nothing in it is random, and nothing but the picture differs between machines.
     """
-    kept = {key: value for key, value in spec.items() if key not in ("$schema", "datasets")}
-    text = str(spec.get("description") or _title_of(spec))
-    data = {name: _columns(records) for name, records in spec.get("datasets", {}).items()}
-    bundle: dict[str, Json] = {
-        CHART_MIME: {"spec": kept, "data": data, "alt": text},
-        "text/plain": text,
-    }
+    chart = chart_of(spec)
+    bundle: dict[str, Json] = {CHART_MIME: chart, "text/plain": chart["alt"]}
     try:
         picture = vl_convert.vegalite_to_png(dict(spec), scale=1.5, allowed_base_urls=[])
     except ValueError:  # a chart without its picture is still a chart
         return bundle
     return {**bundle, "image/png": base64.b64encode(squeezed(picture)).decode()}
+
+
+def chart_of(spec: Mapping[str, Json]) -> dict[str, Json]:
+    """`spec` without data, `data` by name and column, and `alt`, the chart as a sentence."""
+    kept = {key: value for key, value in spec.items() if key not in ("$schema", "datasets")}
+    data = {name: _columns(records) for name, records in spec.get("datasets", {}).items()}
+    return {"spec": kept, "data": data, "alt": str(spec.get("description") or _title_of(spec))}
 
 
 def _columns(records: Sequence[Mapping[str, Json]]) -> dict[str, list[Json]]:

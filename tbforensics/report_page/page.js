@@ -54,7 +54,10 @@
     spec.datasets = Object.fromEntries(Object.entries(data).map(([name, c]) => [name, rows(c)]));
     spec.config = dress(spec.config);
     if (narrow.matches) slim({layer: spec.layer, encoding: spec.encoding});
-    if (typeof spec.width === "number") spec.width = "container";
+    if (typeof spec.width === "number") {
+      spec.width = "container";
+      spec.autosize = {type: "fit-x", contains: "padding"};
+    }
     const box = figure.querySelector(".live");
     box.hidden = false;
     views.get(figure)?.finalize();
@@ -82,7 +85,9 @@
     document.documentElement.dataset.charts = `${live} of ${figures.length}`;
   }
 
-  dark.addEventListener("change", drawAll);
-  narrow.addEventListener("change", drawAll);
-  drawAll();
+  let turn = Promise.resolve();
+  const redraw = () => { turn = turn.then(drawAll); };
+  dark.addEventListener("change", redraw);
+  narrow.addEventListener("change", redraw);
+  redraw();
 })();

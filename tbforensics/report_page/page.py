@@ -14,7 +14,7 @@ from tbforensics.report_page.bundle import page_file, vega_bundle
 from tbforensics.report_page.safe import Heading
 from tbforensics.report_page.text import VERDICTS, duration, visible
 
-NO_VERDICT = ("–", "No verdict", "the run failed before one could be reached")
+NO_VERDICT = ("–", "No verdict", "The run failed before one could be reached.")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def page_of(
 ) -> dict[str, Json]:
     """All that the template prints beside the cells; text but for style and scripts."""
     mark, word, meaning = VERDICTS[header.verdict] if header.verdict else NO_VERDICT
-    style = page_file("page.css") + "\n" + page_file("fragments.css")
+    style = page_file("fragments.css") + "\n" + page_file("page.css")
     bundle, script = (vega_bundle(), page_file("page.js")) if charts else ("", "")
     stamp = utc_text(header.rendered_at)
     case = visible(header.case or f"incidents/{header.incident_id}", limit=200)
@@ -66,11 +66,12 @@ def page_of(
         "facts": _facts(header),
         "headings": [heading for heading in headings if heading.level <= 3],
         "sums": [
-            ("manifest", visible(header.manifest_sha256 or "none", limit=80)),
-            ("findings", visible(header.findings_sha256 or "none", limit=80)),
+            ("Manifest SHA-256", visible(header.manifest_sha256 or "none", limit=80)),
+            ("Findings SHA-256", visible(header.findings_sha256 or "none", limit=80)),
+            ("Check it with", f"tbforensics verify {case}"),
         ],
         "command": f"tbforensics verify {case}",
-        "colophon": f"Made by tbforensics {visible(header.tool_version, limit=40)} at {stamp}. "
+        "colophon": f"Printed at {stamp}. "
         "This page holds no link to another place and asks nobody for anything.",
     }
 
@@ -81,7 +82,6 @@ def _facts(header: Header) -> list[tuple[str, str]]:
         ("Window", _span(header.window)),
         ("Baseline", _span(header.baseline) if header.baseline else "none"),
         ("Made by", f"tbforensics {visible(header.tool_version, limit=40)}"),
-        ("Manifest SHA-256", visible(header.manifest_sha256 or "none", limit=80)),
     ]
 
 

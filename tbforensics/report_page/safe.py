@@ -102,7 +102,7 @@ class _Prose(mistune.HTMLRenderer):
     def heading(self, text: str, level: int, **attrs: object) -> str:
         words = Markup(text).striptags()  # noqa: S704 (only read, not shown)
         anchor = f"section-{len(self._headings) + 1}-{slug(words.lower())[:60]}"
-        depth = min(level + 1, 6)  # the page has its own h1
+        depth = max(level, 2)  # the page has its own h1
         self._headings.append(Heading(anchor, depth, words))
         return f'<h{depth} id="{anchor}">{text}</h{depth}>\n'
 

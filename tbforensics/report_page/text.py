@@ -23,9 +23,13 @@ _UNSEEN = re.compile(
 
 
 VERDICTS = {
-    Verdict.CONFIRMED: ("●", "Confirmed", "the evidence shows it"),
-    Verdict.CLEARED: ("✓", "Cleared", "we looked everywhere we had to, and it is not there"),
-    Verdict.INCONCLUSIVE: ("?", "Inconclusive", "silence is not health: we did not see enough"),
+    Verdict.CONFIRMED: ("●", "Confirmed", "The evidence shows it."),
+    Verdict.CLEARED: ("✓", "Cleared", "We saw all that we had to see, and it is not there."),
+    Verdict.INCONCLUSIVE: (
+        "?",
+        "Inconclusive",
+        "We did not see enough to say. Silence is not health.",
+    ),
 }
 
 

@@ -46,7 +46,7 @@ THEME: dict[str, Any] = {
         "labelPadding": 5,
         "labelOverlap": "greedy",
     },
-    "axisX": {"grid": False},
+    "axisX": {"grid": False, "labelFlush": False, "labelSeparation": 12},
     "axisY": {"domain": False, "ticks": False},
     "legend": {
         "orient": "bottom",
