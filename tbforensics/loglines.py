@@ -54,6 +54,11 @@ def rows_of_line(line: bytes, clock: Clock = UNKNOWN_CLOCK) -> list[Row | LineEr
     return [row_of_text(text, clock)]
 
 
+def rows_of_element(data: bytes, clock: Clock = UNKNOWN_CLOCK) -> list[Row | LineError]:
+    """What one element of an array says that fills a file. Errors: LineError."""
+    return [row_of_json(parse(data), clock)]
+
+
 def _element(item: Json, clock: Clock) -> Row | LineError:
     try:
         return row_of_json(item, clock)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import BinaryIO
@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from tbforensics import logstream
 from tbforensics.evidence import QUARANTINED_BYTES, SCHEMAS, rows
-from tbforensics.loglines import rows_of_line
+from tbforensics.loglines import rows_of_element, rows_of_line
 from tbforensics.logrows import UNKNOWN_CLOCK, Clock, LineError, Row
 from tbforensics.model import Json, Window, utc_text
 
@@ -112,7 +112,7 @@ class Reading:
         refused: list[_Refused] = []
         offset = block.offset
         for line, data in enumerate(block.data.split(b"\n"), block.first_line):
-            self._read(data, line, offset, kept, refused)
+            self._read(rows_of_line, data, line, offset, kept, refused)
             offset += len(data) + 1
         yield from self._tables(kept, refused)
 
@@ -120,18 +120,25 @@ class Reading:
         kept: list[_Kept] = []
         refused: list[_Refused] = []
         for element in elements:
-            self._read(element.data, element.place, element.offset, kept, refused)
+            place, offset = element.place, element.offset
+            self._read(rows_of_element, element.data, place, offset, kept, refused)
         yield from self._tables(kept, refused)
 
     def _read(
-        self, data: bytes, line: int, offset: int, kept: list[_Kept], refused: list[_Refused]
+        self,
+        rows_of: Callable[[bytes, Clock], list[Row | LineError]],
+        data: bytes,
+        line: int,
+        offset: int,
+        kept: list[_Kept],
+        refused: list[_Refused],
     ) -> None:
         if line == 1 and data.startswith(b"\xef\xbb\xbf"):
             data = data[3:]
         try:
             if len(data) > logstream.LONGEST_LINE_BYTES:
                 raise LineError(f"longer than {logstream.LONGEST_LINE_BYTES} bytes: {len(data)}")
-            found = rows_of_line(data, self.clock)
+            found = rows_of(data, self.clock)
         except LineError as error:
             refused.append((line, offset, str(error), data))
             return
