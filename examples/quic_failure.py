@@ -244,4 +244,5 @@ def node_state() -> dict[str, Any]:
             for number, peer in enumerate(PEERS, start=1)
         ],
         "handshake_failures": ring,
+        "logs": log_rows(),
     }

@@ -40,13 +40,21 @@ _TOO_MUCH = re.compile(
 ALWAYS = (
     Query("up", "prometheus", "up", why="which targets were seen, and when not"),
     # An alert's labels are those of its expression, so no matcher of ours may narrow it.
-    Query("ALERTS", "prometheus", "ALERTS", params={"everywhere": True}, why="what fired"),
+    Query(
+        name="ALERTS",
+        source="prometheus",
+        text="ALERTS",
+        params={"everywhere": True},
+        sparse=True,
+        why="what fired",
+    ),
     Query(
         name="ALERTS_FOR_STATE",
         source="prometheus",
         text="ALERTS_FOR_STATE",
         unit="s",
         params={"everywhere": True},
+        sparse=True,
         why="since when each alert was pending",
     ),
     *(
@@ -107,9 +115,11 @@ class PrometheusSource:
         assert isinstance(options, Options)
         ask = _Asking(client, options, options.step_s or incident.step_s)
         yield from ask.status()
-        mine = [query for query in queries if query.source == "prometheus"]
-        named = {query.name for query in mine}
-        for query in (*mine, *(query for query in ALWAYS if query.name not in named)):
+        mine = [query for query in (*queries, *ALWAYS) if query.source == "prometheus"]
+        once: dict[str, Query] = {}
+        for query in mine:
+            once.setdefault(query.name, query)  # a kind may name what is always asked
+        for query in once.values():
             for span in spans(incident):
                 yield from ask.samples(query, *span)
 
