@@ -108,8 +108,10 @@ def _snapshot(capture: Capture, reply: promjson.Reply) -> Iterator[tuple[str, pa
     error = capture.error or reply.error
     state = "ok" if not error else "unsupported" if capture.status in (404, 405, 501) else "error"
     value = promjson.compact({"message": error} if error else reply.data)
-    if value is None or reply.broken:
-        yield _quarantine(capture, list(reply.broken) or [Broken(0, "nested too deeply", b"")])
+    if value is None:
+        yield _quarantine(capture, [Broken(0, "nested too deeply", b"")])
+    elif reply.broken and not capture.error:
+        yield _quarantine(capture, reply.broken)
     if value is not None:
         row = {
             "source": capture.source,

@@ -26,6 +26,7 @@ class Fake:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each reply waits 40 ms for an acknowledgement
 
     def reply(self, body: bytes | str, status: int = 200, **headers: str) -> None:
         body = body.encode() if isinstance(body, str) else body

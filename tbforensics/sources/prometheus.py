@@ -274,7 +274,7 @@ def _too_much(capture: Capture) -> bool:
     said = capture.error.lower()
     if capture.usable or "parse error" in said or "no connection" in said:
         return False
-    return capture.status in (None, 400, 413, 422, 503, 504) and bool(_TOO_MUCH.search(said))
+    return capture.status in (None, 400, 422, 503, 504) and bool(_TOO_MUCH.search(said))
 
 
 def _silent(capture: Capture) -> bool:
