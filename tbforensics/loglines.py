@@ -22,6 +22,7 @@ from tbforensics.logrows import (
     row,
     row_of_json,
     take_time,
+    time_ms,
 )
 from tbforensics.model import Json
 
@@ -70,6 +71,8 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]{0,16}m")
 _STAMP = re.compile(
     r"\[?(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?)(Z| UTC| ?[+-]\d\d:?\d\d)?(?!\w)"
 )
+# A number is a time only where it can hardly be anything else.
+_UNIX = re.compile(r"\[?(\d{10}\.\d{1,9}|\d{13}|\d{16}|\d{19})(?=[\]\s])")
 _WORDS = "TRACE|DEBUG|INFO|NOTICE|WARNING|WARN|ERROR|ERR|CRITICAL|CRIT|FATAL|PANIC"
 # A word in lower case may begin the message; it is a level only where punctuation says so.
 _LEVEL = re.compile(
@@ -136,6 +139,12 @@ def _stamp(text: str, clock: Clock, rest: dict[str, Json]) -> tuple[int | None, 
         except LineError:
             return None, "", 0  # it only looks like a time
         rest["time"], style = found[1], "iso"
+    elif found := _UNIX.match(text):
+        seconds, _, fraction = found[1].partition(".")
+        ts_ms, style = time_ms(int(seconds)), "unix"
+        if ts_ms is not None and fraction:
+            ts_ms += int(fraction.ljust(3, "0")[:3])
+        rest["time"] = found[1]
     else:
         return None, "", 0
     if ts_ms is not None:

@@ -146,10 +146,15 @@ _KINDS = {list: "an array", str: "a text", type(None): "null", bool: "a boolean"
 def take_time(rest: dict[str, Json], clock: Clock) -> int | None:
     for name in TIMES:
         if name in rest:
-            ts_ms = time_ms(rest[name], clock)
+            try:
+                ts_ms = time_ms(rest[name], clock)
+            except LineError:
+                if "timestamp" in name:
+                    raise
+                continue  # `time` may be how long something took
             if ts_ms is not None:  # else the text stays, for a reader who knows the zone
                 del rest[name]
-            return ts_ms
+                return ts_ms
     return None
 
 

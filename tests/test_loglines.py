@@ -128,6 +128,11 @@ def test_values_of_unexpected_types_stay_in_fields() -> None:
     assert said.id == 55
 
 
+def test_a_field_called_time_may_be_a_duration() -> None:
+    said = row('{"level":"warn","message":"slow","time":"12ms","ts_ns":1773136800000000000}')
+    assert (said.ts_ms, said.fields) == (TEN, '{"time":"12ms"}')
+
+
 def test_numbers_beyond_64_bits_keep_every_digit() -> None:
     said = row('{"id":99999999999999999999,"a":123456789012345678901234567890}')
     assert said.id is None
@@ -168,7 +173,7 @@ def test_a_deeply_nested_line_is_still_a_line(depth: int) -> None:
         (b'{"timestamp":[1]}', "time cannot be read"),
         (b'{"timestamp":-5}', "time cannot be read"),
         (b'{"timestamp":NaN}', "time cannot be read"),
-        (b'{"ts_ns":' + b"9" * 40 + b"}", "time cannot be read"),
+        (b'{"timestamp_ns":' + b"9" * 40 + b"}", "time cannot be read"),
         (b'{"n":' + b"9" * 5000 + b"}", "not JSON"),
     ],
 )
@@ -225,6 +230,8 @@ def test_a_time_without_a_zone_is_no_time_until_somebody_names_the_zone() -> Non
         ("2026-03-10 10:00:00,000 - app.x - WARNING - it failed", "WARN", "app.x", "it failed"),
         ("I0310 10:00:00.000000   123 file.go:12] it failed", "INFO", "file.go:12", "it failed"),
         ("2026-03-10T10:00:00Z error paths: none", None, None, "error paths: none"),
+        ("1773136800000000000\tinitial\tab12", None, None, "initial\tab12"),
+        ("[1773136800.000] it failed", None, None, "it failed"),
         (
             "time=2026-03-10T10:00:00Z level=info msg=it-failed",
             "INFO",
@@ -253,7 +260,9 @@ def test_a_coloured_line_is_read_and_kept_whole() -> None:
     assert (said.ts_ms, said.level, said.target, said.message) == (TEN, "WARN", "p2p", line)
 
 
-@pytest.mark.parametrize("line", ["just text", "123", "null", "[x", "2026-13-77T10:00:00Z x"])
+@pytest.mark.parametrize(
+    "line", ["just text", "123", "null", "[x", "1773136800 bytes", "2026-13-77T10:00:00Z x"]
+)
 def test_a_line_of_no_known_style_is_all_message(line: str) -> None:
     assert row(line)[:5] == (None, None, None, line, None)
 

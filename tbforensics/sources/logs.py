@@ -23,6 +23,7 @@ from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 
+from tbforensics.errors import ParametersError
 from tbforensics.logrows import Clock, LineError, time_ms
 from tbforensics.logtables import Reading
 from tbforensics.model import Capture, Incident, Json, Query, Shape, Window, utc_text
@@ -56,6 +57,17 @@ class Options:
     rows_per_page: int = 5_000
     passphrase_file: str = ""
     passphrase_env: str = ""
+
+    def __post_init__(self) -> None:
+        if self.rows_per_page < 1:
+            raise ParametersError(f"rows_per_page: {self.rows_per_page} is less than one row")
+        try:
+            _zone(self.time_zone)
+        except (OSError, ValueError, LookupError):
+            raise ParametersError(
+                f"time_zone: {self.time_zone!r} is no time zone",
+                next_step="use UTC or a name like Europe/Berlin",
+            ) from None
 
 
 class Logs:
@@ -133,7 +145,7 @@ def _sweep(client: Client, options: Options, window: Window) -> Iterator[Capture
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             yield _failed(client, SEARCH, {}, f"no passphrase, so asked without one: {reason}")
-    page_rows = max(1, min(options.rows_per_page, _MOST_ROWS))
+    page_rows = min(options.rows_per_page, _MOST_ROWS)
     until, limit = math.ceil(window.end.timestamp()) - 1, page_rows
     while until >= params["since"]:
         asked = {**params, "until": until, "limit": limit}
@@ -224,14 +236,7 @@ class _Found:
 
 
 def _files(client: Client, options: Options, window: Window) -> Iterator[Capture]:
-    request: dict[str, Json] = {}
-    if options.time_zone:
-        try:
-            _zone(options.time_zone)
-            request["time_zone"] = options.time_zone
-        except (OSError, ValueError, LookupError):
-            reason = f"no such time zone: {options.time_zone!r}; times without one are not read"
-            yield _failed(client, FILE, {}, reason)
+    zone = {"time_zone": options.time_zone} if options.time_zone else {}
     found = _found(options.path)
     listing = json.dumps([file.to_json() for file in found]).encode()
     yield client.keep_file([listing], query=QUERY, role=LISTING, request={"files": "all found"})
@@ -243,7 +248,7 @@ def _files(client: Client, options: Options, window: Window) -> Iterator[Capture
             _chunks(file.path),
             query=QUERY,
             role=FILE,
-            request={"file": file.name, **request},
+            request={"file": file.name, **zone},
             window=window,
         )
 
