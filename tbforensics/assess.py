@@ -1,7 +1,8 @@
 """Frames, coverage and doubts -> the verdict, with the timeline and the timing audit.
 
 confirmed     a finding decides, and nothing casts doubt on what was seen
-cleared       no finding decides, every required query is covered, nothing limits silence
+cleared       no finding decides or leaves its question open, every required query is covered,
+              nothing limits silence
 inconclusive  anything else, with each reason
 """
 
@@ -51,7 +52,7 @@ def assess(incident: Incident, kind: Kind, frames: Frames) -> Assessment:
         doubts=frames.doubts,
         timeline=tuple(timeline),
         timing=tuple(_timing(onset, alerts, incident)),
-        unknowns=tuple(_unknowns(kind, frames, onset)),
+        unknowns=tuple(_unknowns(kind, frames, findings, onset)),
     )
 
 
@@ -74,8 +75,9 @@ def judge(
         for row in _required(coverage)
     ]
     limits = [f"{d.what}: {d.detail}" for d in doubts if d.limits]
-    if missing or limits:
-        return Verdict.INCONCLUSIVE, (*missing, *limits)
+    left_open = [finding.claim for finding in findings if finding.leaves_open]
+    if missing or limits or left_open:
+        return Verdict.INCONCLUSIVE, (*missing, *limits, *left_open)
     return Verdict.CLEARED, ("no threshold was crossed, and every required query was covered",)
 
 
@@ -174,7 +176,9 @@ def _timing(
 # --- what we could not tell ----------------------------------------------------------------
 
 
-def _unknowns(kind: Kind, frames: Frames, onset: Finding | None) -> Iterator[str]:
+def _unknowns(
+    kind: Kind, frames: Frames, findings: Sequence[Finding], onset: Finding | None
+) -> Iterator[str]:
     of_kind = {query.name for query in kind.queries}
     for row in frames.coverage:
         if row.state == "failed" or (row.query in of_kind and not row.enough):
@@ -183,6 +187,7 @@ def _unknowns(kind: Kind, frames: Frames, onset: Finding | None) -> Iterator[str
     for doubt in frames.doubts:
         if doubt.limits:
             yield f"{doubt.what}: {doubt.detail}"
+    yield from (finding.claim for finding in findings if finding.leaves_open)
     if onset and onset.spell and not onset.spell.recovery:
         yield "when it recovered: it still went on at the end of the window"
     rules = frames.tables.get("rules")

@@ -349,6 +349,8 @@ class Finding:
     spell:    onset and recovery with their uncertainty, where they were looked for.
     interval: lower and upper bound of `value` in the same unit, when one can be given.
     decides:  a finding that decides makes the verdict `confirmed`; others explain.
+    leaves_open: it names something that the evidence cannot tell, so that a verdict of `cleared`
+              cannot stand beside it.
     rows:     the small table behind the number, plain JSON values only.
     cites:    names of the queries that it rests on. A finding that cites nothing cannot be built.
     """
@@ -363,6 +365,7 @@ class Finding:
     interval: tuple[float, float] | None = None
     spell: Spell | None = None
     decides: bool = False
+    leaves_open: bool = False
     rows: tuple[Mapping[str, Json], ...] = ()
     caution: str = ""
 
@@ -381,6 +384,7 @@ class Finding:
             "window": self.window.to_json(),
             "spell": self.spell.to_json() if self.spell else None,
             "decides": self.decides,
+            **({"leaves_open": True} if self.leaves_open else {}),
             "caution": self.caution,
             "cites": list(self.cites),
             "rows": [dict(row) for row in self.rows],
