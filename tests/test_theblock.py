@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from standin_replies import ANSWERS, NodeState
 
@@ -28,12 +28,14 @@ def result_of(generation: str, name: str) -> Any:
 # --- peer ids ----------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=32, max_size=32))
 def test_a_peer_id_survives_both_spellings(key: bytes) -> None:
     assert theblock.peer_hex(theblock.peer_base58(key.hex())) == key.hex()
     assert theblock.peer_hex(key.hex().upper()) == key.hex()
 
 
+@settings(deadline=None)
 @given(st.text(max_size=80))
 def test_other_texts_are_no_peer_id(text: str) -> None:
     found = theblock.peer_hex(text)
