@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -36,7 +37,9 @@ _MOST_ALERTS = 40
 
 def assess(incident: Incident, kind: Kind, frames: Frames) -> Assessment:
     """Pure: the same frames give the same assessment."""
-    findings = tuple(kind.analyse(frames, kind.thresholds(**incident.thresholds)))
+    thresholds = kind.thresholds(**incident.thresholds)
+    findings = tuple(kind.analyse(frames, thresholds))
+    frames = replace(frames, doubts=(*frames.doubts, *kind.doubts(frames, thresholds)))
     verdict, reasons = judge(findings, frames.coverage, frames.doubts)
     alerts = list(_alerts(frames))
     timeline = sorted(

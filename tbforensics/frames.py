@@ -129,7 +129,8 @@ GROUP BY ALL ORDER BY ALL
 _SIGHT = """
 SELECT query, time_bucket(to_milliseconds($step_ms), ts, $start::TIMESTAMPTZ) AS step
 FROM (SELECT query, ts FROM samples JOIN series USING (sid)
-      UNION ALL SELECT 'log_lines', ts FROM log_lines)
+      UNION ALL SELECT 'log_lines', ts FROM log_lines
+      UNION ALL SELECT query, ts::TIMESTAMPTZ FROM records)
 WHERE ts >= $start AND ts < $end GROUP BY ALL ORDER BY ALL
 """
 

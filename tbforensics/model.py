@@ -421,6 +421,11 @@ class Assessment:
 
 
 Analyse = Callable[[Frames, Any], Sequence[Finding]]
+Distrust = Callable[[Frames, Any], Sequence[Doubt]]
+
+
+def _no_doubts(frames: Frames, thresholds: Any) -> Sequence[Doubt]:
+    return ()
 
 
 @dataclass(frozen=True)
@@ -431,6 +436,7 @@ class Kind:
                 override any of them by name.
     analyse:    frames and thresholds in, findings out; pure.
     onset:      id of the finding whose window starts at the telemetry onset, for the timing audit.
+    doubts:     what only this kind knows to doubt about its evidence; pure, as `analyse`.
     """
 
     title: str
@@ -439,3 +445,4 @@ class Kind:
     thresholds: type
     analyse: Analyse
     onset: str = ""
+    doubts: Distrust = _no_doubts

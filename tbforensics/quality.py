@@ -330,7 +330,11 @@ _QUARANTINED = """
 WITH bad AS (
     SELECT source, query, file, count(*) AS bad, min(reason) AS reason FROM quarantine GROUP BY ALL
 ),
-good AS (SELECT source, file, count(*) AS good FROM log_lines GROUP BY ALL)
+good AS (
+    SELECT source, file, count(*) AS good
+    FROM (SELECT source, file FROM log_lines UNION ALL SELECT source, file FROM records)
+    GROUP BY ALL
+)
 SELECT bad.*, coalesce(good, 0) AS good
 FROM bad LEFT JOIN good ON good.source = bad.source AND good.file IS NOT DISTINCT FROM bad.file
 ORDER BY ALL
