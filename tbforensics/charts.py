@@ -7,6 +7,7 @@ the same frame is drawn. Labels come from evidence, so they are cut and made vis
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,7 +17,7 @@ import pandas as pd
 
 from tbforensics.model import Moment, Window, utc_text
 from tbforensics.report_page import rows as shaping
-from tbforensics.report_page.chart_json import CHART_MIME, mimebundle
+from tbforensics.report_page.chart_json import CHART_MIME, POINTER, mimebundle
 from tbforensics.report_page.quick import without_slow_grammar
 from tbforensics.report_page.text import visible
 from tbforensics.report_page.theme import COLOURS, DASHES, OTHERS, PALE, THEME
@@ -27,6 +28,7 @@ with without_slow_grammar():
 MOMENTS_LIMIT = 2000
 WIDTH = 720
 TIME = "time (UTC)"
+STAMP = "%Y-%m-%d %H:%M:%S UTC"
 CLOCK = {  # no AM and PM, and the order of ISO 8601
     "year": "%Y", "quarter": "%Y-%m", "month": "%Y-%m", "week": "%m-%d", "date": "%m-%d",
     "day": "%m-%d", "hours": "%H:%M", "minutes": "%H:%M", "seconds": "%H:%M:%S",
@@ -90,7 +92,7 @@ def line(
     if len(alone):
         points = _samples(alone, unit, zero).mark_point(filled=True, size=16)
         layers.append(points.encode(color=colour))
-    layers.append(_dots(_samples(rows, unit, zero)).encode(color=colour))
+    layers.append(_dots(_samples(rows, unit, zero), unit).encode(color=colour))
     return _finish(layers, page, shaping.sentence("Line chart", rows, names, unit), notes, rows)
 
 
@@ -110,13 +112,13 @@ def stacked(
     if rows.empty:
         return _nothing(page)
     rows["rank"] = rows["series"].map({name: rank for rank, name in enumerate(names)})
-    drawn = _samples(rows, unit, True).mark_area(line=False)
-    drawn = drawn.encode(
+    base = _samples(rows, unit, True).encode(
         y=_value(unit, True).stack("zero"),
         order="rank:Q",
         color=_colour(names, _legend(names, frame, "square"), PALE),
     )
-    return _finish([drawn], page, shaping.sentence("Stacked", rows, names, unit), notes, rows)
+    text = shaping.sentence("Stacked areas", rows, names, unit)
+    return _finish([base.mark_area(line=False), _dots(base, unit)], page, text, notes, rows)
 
 
 def bars(
@@ -246,24 +248,31 @@ def _names(column: str, order: Sequence[str]) -> alt.Y:
 
 def _said(column: str, name: str) -> dict[str, str]:
     """A tooltip's own time would be in the reader's zone; this is text in UTC."""
-    return {name: f"utcFormat(datum.{column}, '%Y-%m-%d %H:%M:%S') + ' UTC'"}
+    return {name: f"utcFormat(datum.{column}, '{STAMP}')"}
 
 
 def _samples(rows: pd.DataFrame, unit: str, zero: bool) -> alt.Chart:
-    value = alt.Tooltip("v:Q", title=shaping.unit_word(unit), format=",.6~r")
-    tooltips = [alt.Tooltip("time:N"), alt.Tooltip("series:N"), value]
-    base = alt.Chart(rows).transform_calculate(**_said("t", "time"))
-    return base.encode(x=_time("t"), y=_value(unit, zero), tooltip=tooltips)
+    return alt.Chart(rows).encode(x=_time("t"), y=_value(unit, zero))
 
 
-def _dots(base: alt.Chart) -> alt.Chart:
+def _dots(base: alt.Chart, unit: str) -> alt.Chart:
     """Points that appear under the pointer; the nearest one answers with its tooltip."""
     near = alt.selection_point(
         name="near", on="pointerover", clear="pointerout", nearest=True, fields=["t", "series"]
     )
     shown = alt.condition(near, alt.value(1), alt.value(0), empty=False)
     points: alt.Chart = base.transform_filter("isValid(datum.v)").mark_point(filled=True, size=45)
-    return points.encode(opacity=shown).add_params(near)
+    tooltip = alt.TooltipValue(alt.ExprRef(_nearest_row(unit)))
+    return points.encode(opacity=shown, tooltip=tooltip).add_params(near).properties(name=POINTER)
+
+
+def _nearest_row(unit: str) -> str:
+    """A tooltip in UTC, written out: a list of fields would not find the row, which the area
+    around a nearest point holds one level deeper than the point itself."""
+    row = "(isValid(datum.datum) ? datum.datum : datum)"
+    word = json.dumps(shaping.unit_word(unit))
+    time = f"utcFormat({row}.t, '{STAMP}')"
+    return f"{{time: {time}, series: {row}.series, {word}: format({row}.v, ',.6~r')}}"
 
 
 def _range(names: Sequence[str], looks: Sequence[Any], last: Any) -> alt.Scale:

@@ -176,10 +176,10 @@ def _words(
 ) -> str:
     """What failed, for a person."""
     place = f"cell {at + 1}" if at is not None else "the start of the kernel"
-    if at is not None and (error := error_of(code[at])):
-        return f"{place} stopped with {plain(f'{error.ename}: {error.evalue}', limit=300)}"
     if isinstance(problem, CellTimeoutError):
         return f"{place} did not finish within {timeout_s:g} s"
+    if at is not None and (error := error_of(code[at])):
+        return f"{place} stopped with {plain(f'{error.ename}: {error.evalue}', limit=300)}"
     if isinstance(problem, DeadKernelError):
         return f"the kernel died in {place}: it was killed, or ran out of memory"
     if isinstance(problem, NoSuchKernel):
@@ -212,6 +212,7 @@ class ReportExporter(TemplateExporter):
             undefined=StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
+            keep_trailing_newline=True,
         )
 
 

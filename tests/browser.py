@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import re
 import subprocess
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,6 +82,14 @@ class Page:
             assert time.monotonic() < limit, f"never came true: {script}; {self.complaints}"
             time.sleep(0.05)
 
+    def move(self, x: float, y: float) -> None:
+        self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    def forget(self) -> None:
+        """Begin anew with what was asked and complained of."""
+        for kept in (self.requests, self.complaints, self.dialogs, self.navigations):
+            kept.clear()
+
     def open(self, path: Path) -> None:
         self.send("Page.navigate", url=path.resolve().as_uri())
         self.wait("document.readyState === 'complete'")
@@ -93,14 +103,10 @@ class Page:
         self.send("Emulation.setEmulatedMedia", features=[scheme])
 
     def screenshot(self, path: Path, *, whole: bool = True) -> None:
-        import base64
-
         shot = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(shot["data"]))
 
     def print(self, path: Path) -> None:
-        import base64
-
         paper = self.send("Page.printToPDF", preferCSSPageSize=True, printBackground=False)
         path.write_bytes(base64.b64decode(paper["data"]))
 
@@ -119,7 +125,10 @@ def chromium(*, javascript: bool = True) -> Iterator[Page]:
                 page.send(f"{domain}.enable")
             if not javascript:
                 page.send("Emulation.setScriptExecutionDisabled", value=True)
-            yield page
+            try:
+                yield page
+            finally:
+                page.socket.close()
         finally:
             process.terminate()
             try:
@@ -132,8 +141,6 @@ def chromium(*, javascript: bool = True) -> Iterator[Page]:
 
 
 def _attach(process: subprocess.Popen[str]) -> Page:
-    import urllib.request
-
     assert process.stderr
     for line in process.stderr:
         if found := re.search(r"ws://(127\.0\.0\.1:\d+)/", line):

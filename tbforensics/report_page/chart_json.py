@@ -14,6 +14,7 @@ from tbforensics.model import Json
 from tbforensics.report_page.text import visible
 
 CHART_MIME = "application/vnd.tbforensics.chart+json"
+POINTER = "pointer"  # the name of a layer that is there for the pointer only
 _PNG_HEAD = b"\x89PNG\r\n\x1a\n"
 
 
@@ -25,7 +26,7 @@ def mimebundle(spec: Mapping[str, Json], **_: object) -> dict[str, Json]:
     chart = chart_of(spec)
     bundle: dict[str, Json] = {CHART_MIME: chart, "text/plain": chart["alt"]}
     try:
-        picture = vl_convert.vegalite_to_png(dict(spec), scale=1.5, allowed_base_urls=[])
+        picture = vl_convert.vegalite_to_png(_still(spec), scale=1.5, allowed_base_urls=[])
     except ValueError:  # a chart without its picture is still a chart
         return bundle
     return {**bundle, "image/png": base64.b64encode(squeezed(picture)).decode()}
@@ -41,6 +42,14 @@ def chart_of(spec: Mapping[str, Json]) -> dict[str, Json]:
 def _columns(records: Sequence[Mapping[str, Json]]) -> dict[str, list[Json]]:
     keys = list(dict.fromkeys(key for record in records for key in record))
     return {key: [record.get(key) for record in records] for key in keys}
+
+
+def _still(spec: Mapping[str, Json]) -> dict[str, Json]:
+    """The chart without what only a pointer would find; it takes most of the time to draw."""
+    layers = [layer for layer in spec.get("layer", []) if layer.get("name") != POINTER]
+    if len(layers) == len(spec.get("layer", [])):
+        return dict(spec)
+    return {key: v for key, v in spec.items() if key != "params"} | {"layer": layers}
 
 
 def _title_of(spec: Mapping[str, Json]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -58,7 +59,12 @@ def _scrub_output(output: NotebookNode, roots: Mapping[str, str]) -> None:
             output["data"][kind] = _without(text_of(value), chosen)
 
 
+# Where the kernel keeps the source of a cell: another name in every run.
+_CELL_FILE = re.compile(r"\S*/ipykernel_\d+/\d+\.py")
+
+
 def _without(text: str, roots: Mapping[str, str]) -> str:
+    text = _CELL_FILE.sub("<cell>", text)
     for root in sorted(roots, key=len, reverse=True):
         text = text.replace(root, roots[root])
     return text
