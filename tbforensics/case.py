@@ -68,8 +68,11 @@ class Case:
     @cached_property
     def sight(self) -> pd.DataFrame:
         """When each of the kind's queries was seen: True or False per step of a minute or more."""
-        table = frames.sight(self.evidence, self.incident.span, max(60.0, self.incident.step_s))
-        return table[[query.name for query in self.queries if query.name in table.columns]]
+        counters = [q.name for q in self.queries if q.shape in (Shape.COUNTER, Shape.HISTOGRAM)]
+        step_s = max(60.0, self.incident.step_s)
+        table = frames.sight(self.evidence, self.incident.span, step_s, counters)
+        shown = [q.name for q in self.queries if q.name in table.columns and not q.sparse]
+        return table[shown]
 
     # --- what it means --------------------------------------------------------------------
 

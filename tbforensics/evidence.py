@@ -201,6 +201,9 @@ def _parquet(path: Path, table: str) -> pq.ParquetWriter:
         data_page_version="2.0",
         use_dictionary=[n for n in schema.names if n not in encodings] if encodings else True,
         column_encoding=encodings,
+        # Parquet's statistics leave NaN out, and DuckDB then concludes that there is none: with
+        # them, `isnan(value)` is false for every row.
+        write_statistics=[f.name for f in schema if not pa.types.is_floating(f.type)],
     )
 
 

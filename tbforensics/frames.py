@@ -5,7 +5,7 @@ Samples stay in DuckDB; a frame is series times steps, however many samples lie 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
@@ -53,13 +53,18 @@ def labelled(table: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.Series]]:
         yield dict(zip(table.columns.names, labels, strict=True)), table.iloc[:, position]
 
 
-def sight(evidence: Evidence, span: Window, step_s: float) -> pd.DataFrame:
-    """In which steps each query has any sample or line.
+def sight(
+    evidence: Evidence, span: Window, step_s: float, counters: Sequence[str] = ()
+) -> pd.DataFrame:
+    """In which steps each query has any sample.
 
-    Shape: index: UTC start of each step; one boolean column per query that has any.
+    Shape: index: UTC start of each step; one boolean column per query that has any. A counter may
+           register late or go with a restart: it was seen where a target that has ever counted it
+           was scraped.
     """
     step_ms = round(step_s * 1000)
-    long = evidence.sql(_SIGHT, {"start": span.start, "end": span.end, "step_ms": step_ms})
+    given = {"start": span.start, "end": span.end, "step_ms": step_ms, "counters": list(counters)}
+    long = evidence.sql(_SIGHT, given)
     long["seen"] = True
     seen = long.pivot(index="step", columns="query", values="seen")
     seen.index = pd.DatetimeIndex(seen.index, tz="UTC").as_unit("ms")
@@ -127,10 +132,21 @@ GROUP BY ALL ORDER BY ALL
 )
 
 _SIGHT = """
+WITH own AS (
+    SELECT query, source, labels['job'] AS job, labels['instance'] AS instance, ts, value
+    FROM samples JOIN series USING (sid)
+),
+counted AS (
+    SELECT DISTINCT query, source, job, instance FROM own
+    WHERE list_contains($counters::VARCHAR[], query)
+)
 SELECT query, time_bucket(to_milliseconds($step_ms), ts, $start::TIMESTAMPTZ) AS step
-FROM (SELECT query, ts FROM samples JOIN series USING (sid)
-      UNION ALL SELECT 'log_lines', ts FROM log_lines
-      UNION ALL SELECT query, ts::TIMESTAMPTZ FROM records)
+FROM (SELECT query, ts FROM own
+      UNION ALL
+      SELECT counted.query, up.ts FROM counted JOIN own up USING (source, job, instance)
+      WHERE up.query = 'up' AND up.value = 1
+      UNION ALL
+      SELECT query, ts::TIMESTAMPTZ FROM records)
 WHERE ts >= $start AND ts < $end GROUP BY ALL ORDER BY ALL
 """
 

@@ -25,6 +25,7 @@ from pydantic import (
     Field,
     TypeAdapter,
     ValidationError,
+    WithJsonSchema,
 )
 
 from tbforensics import plugins
@@ -102,6 +103,7 @@ def _url(value: str) -> str:
     return value.rstrip("/")
 
 
+_STEP_SCHEMA = {"type": ["string", "number"], "description": "like 30s or 1m, or seconds"}
 Moment = Annotated[datetime, BeforeValidator(_moment)]
 OptionalMoment = Annotated[datetime | None, BeforeValidator(_optional_moment)]
 
@@ -142,7 +144,7 @@ class Words(_Words):
         None, description="a calm window to compare with; default: as long, just before `start`"
     )
     baseline_end: OptionalMoment = None
-    step: Annotated[float, BeforeValidator(_seconds)] = 30.0
+    step: Annotated[float, BeforeValidator(_seconds), WithJsonSchema(_STEP_SCHEMA)] = 30.0
     sources: dict[str, SourceWords] = {}
     thresholds: dict[str, Any] = {}
     timeline: list[TimelineWords] = []

@@ -66,9 +66,9 @@ def read_alert(path: Path, now: datetime | None = None) -> Alert:
     names = sorted({alert.get("labels", {}).get("alertname", "?") for alert in body["alerts"]})
     return Alert(
         title=str(title),
-        start=utc_text(first - _BEFORE_ALERT),
+        start=utc_text(first.replace(microsecond=0) - _BEFORE_ALERT),
         end=utc_text(end.replace(microsecond=0)),
-        detected=utc_text(first),
+        detected=utc_text(first.replace(microsecond=0)),
         prometheus_url=f"{url.scheme}://{url.netloc.rpartition('@')[2]}" if url.netloc else "",
         note=f"{len(starts)} alerts: {', '.join(names)}",
     )

@@ -1,0 +1,39 @@
+"""What many tests share: a clean environment, a copy of the sealed example, a made-up case."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tbforensics.case import Case, open_case
+
+ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "incidents" / "example-quic-failure"
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No proxy, token or kit variable of the machine decides a test."""
+    for name in list(os.environ):
+        if name.startswith("TBFORENSICS_") or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def sealed(tmp_path: Path) -> Path:
+    """A copy of the bundled example that a test may spoil."""
+    folder = tmp_path / "incidents" / EXAMPLE.name
+    shutil.copytree(EXAMPLE, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def example() -> Iterator[Case]:
+    """The bundled example itself, read-only."""
+    case = open_case(EXAMPLE)
+    yield case
+    case.evidence.close()
