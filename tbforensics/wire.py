@@ -359,8 +359,7 @@ def _key(capture: Capture) -> str:
 
 def _in_words(error: Any) -> str:
     """The innermost reason; requests and urllib3 wrap it in layers of their own."""
-    if isinstance(error, requests.exceptions.SSLError):
-        return f"TLS failed: {error}"[:300]
+    tls = "TLS failed: " if isinstance(error, requests.exceptions.SSLError) else ""
     reason = error
     while True:
         wrapped = (getattr(reason, "reason", None), reason.__cause__, *reason.args[:1])
@@ -370,7 +369,7 @@ def _in_words(error: Any) -> str:
         if isinstance(reason, ReadTimeoutError):
             return "no answer within the time allowed"
         if inner is None or inner is reason:
-            return f"{type(reason).__name__}: {reason}"[:300]
+            return f"{tls}{type(reason).__name__}: {reason}"[:300]
         reason = inner
 
 

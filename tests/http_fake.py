@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,7 +46,7 @@ Answer = Callable[[Handler, int], None]  # (request, how many came before it)
 
 
 @contextmanager
-def fake(answer: Answer) -> Iterator[Fake]:
+def fake(answer: Answer, tls: ssl.SSLContext | None = None) -> Iterator[Fake]:
     lock = threading.Lock()
 
     class _Handler(Handler):
@@ -69,7 +70,9 @@ def fake(answer: Answer) -> Iterator[Fake]:
             pass
 
     http = _Server(("127.0.0.1", 0), _Handler)
-    server = Fake(f"http://127.0.0.1:{http.server_address[1]}")
+    server = Fake(f"http{'s' if tls else ''}://127.0.0.1:{http.server_address[1]}")
+    if tls:
+        http.socket = tls.wrap_socket(http.socket, server_side=True)
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
