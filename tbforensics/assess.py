@@ -195,7 +195,8 @@ def _unknowns(
         yield "when it recovered: it still went on at the end of the window"
     rules = frames.tables.get("rules")
     if rules is not None and not rules.empty:
-        metrics = {q.text.partition("{")[0] for q in kind.queries if q.source == "prometheus"}
+        asked = [q.text.partition("{")[0] for q in kind.queries if q.source == "prometheus"]
+        metrics = {name for name in asked if name}  # a selector may name its metric by a matcher
         text = str(list(rules["value"]))
         if not any(metric in text for metric in metrics):
             yield (

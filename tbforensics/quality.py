@@ -18,6 +18,10 @@ GAP_S = 60.0  # shorter holes are noise of any scraper
 UNSEEN_SHARE = 0.1  # of the window, for one target, before it limits a verdict
 QUARANTINED_SHARE = 0.05  # unreadable lines for each that could be read
 FROZEN_S = 300.0  # nothing at all moved, although every scrape succeeded
+# Gauges of The-Block by the names of counters: they may fall without any restart.
+GAUGES_NAMED_TOTAL = (
+    *("rent_escrow_locked_total", "rent_escrow_locked_ct_total", "cluster_peer_active_total"),
+)
 PROVISIONAL = "provisional"  # the note of a capture that was asked too soon
 
 
@@ -122,7 +126,9 @@ def _snapshot_covered(query: Query, source: str, window: Window, evidence: Evide
         return Coverage(query.name, source, 0.0, "failed", query.required, detail)
     last = answers[-1]
     if last["state"] != "ok":
-        state = "unsupported" if last["state"] == "unsupported" else "failed"
+        # "empty": an answer of nothing, from a server that answers its own errors so too.
+        states = {"unsupported": "unsupported", "empty": "absent"}
+        state = states.get(last["state"], "failed")
         return Coverage(query.name, source, 0.0, state, query.required, last["value"] or "")
     detail, late_s = f"true at {utc_text(last['ts'])}", (last["ts"] - window.end).total_seconds()
     if late_s > 0:
@@ -184,7 +190,9 @@ def _holes(incident: Incident, evidence: Evidence) -> Iterator[Doubt]:
 
 
 def _resets(incident: Incident, evidence: Evidence) -> Iterator[Doubt]:
-    for row in evidence.records(_RESETS, _edges(incident.span)):
+    for row in evidence.records(
+        _RESETS, {"gauges": list(GAUGES_NAMED_TOTAL), **_edges(incident.span)}
+    ):
         names = row["queries"]
         more = f" and {len(names) - 4} more" if len(names) > 4 else ""
         yield Doubt(
@@ -321,7 +329,8 @@ SELECT source, target, ts, list(DISTINCT query ORDER BY query) AS queries FROM (
     SELECT source, concat_ws(' ', labels['job'], labels['instance']) AS target, query, ts, value,
            lag(value) OVER (PARTITION BY sid ORDER BY ts) AS before
     FROM samples JOIN series USING (sid)
-    WHERE metric SIMILAR TO '.*_(total|count|sum|bucket)' AND ts >= $start AND ts < $end
+    WHERE metric SIMILAR TO '.*_(total|count|sum|bucket)'
+      AND NOT list_contains($gauges, metric) AND ts >= $start AND ts < $end
 ) WHERE value < before
 GROUP BY ALL ORDER BY ALL
 """
