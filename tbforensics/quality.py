@@ -167,6 +167,7 @@ def doubts(incident: Incident, manifest: Manifest, evidence: Evidence) -> list[D
         *_frozen(incident, evidence),
         *_provisional(manifest),
         *_quarantined(evidence),
+        *_cut_short(evidence),
     ]
 
 
@@ -238,6 +239,16 @@ def _quarantined(evidence: Evidence) -> Iterator[Doubt]:
             f"{row['file'] or row['query']} could not be read (for instance: {row['reason']}); "
             "they are in the table quarantine",
             limits="cleared" if row["bad"] > QUARANTINED_SHARE * row["good"] else "",
+            cites=(row["query"],),
+        )
+
+
+def _cut_short(evidence: Evidence) -> Iterator[Doubt]:
+    for row in evidence.records(_CUT_SHORT):
+        yield Doubt(
+            "not read to its end",
+            f"{row['source']}: {row['file']}: {row['stopped']}; what came after is unknown",
+            limits="cleared",
             cites=(row["query"],),
         )
 
@@ -346,6 +357,13 @@ good AS (
 )
 SELECT bad.*, coalesce(good, 0) AS good
 FROM bad LEFT JOIN good ON good.source = bad.source AND good.file IS NOT DISTINCT FROM bad.file
+ORDER BY ALL
+"""
+
+# Each file that was read leaves a summary of how far it could be read.
+_CUT_SHORT = """
+SELECT source, query, value->>'$.file' AS file, value->>'$.stopped' AS stopped
+FROM snapshots WHERE role = 'summary' AND coalesce(value->>'$.stopped', '') <> ''
 ORDER BY ALL
 """
 
