@@ -1,7 +1,7 @@
 """A real Prometheus on a free loopback port, over a history that is made for it.
 
 In a test:   `with serve(tmp_path, history) as prometheus: ... prometheus.url`
-By hand:     `python tests/prometheus_server.py history.om` serves until it is interrupted.
+By hand:     `python tests/prometheus_server.py history.om` serves until it is ended.
 
 `history` is OpenMetrics text with a time on every sample and `# EOF` at the end.
 """
@@ -9,6 +9,7 @@ By hand:     `python tests/prometheus_server.py history.om` serves until it is i
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -90,9 +91,7 @@ def serve(
         stop(server)
 
 
-def start(
-    folder: Path, history: str, *flags: str, rules: str = RULES, port: int = 0
-) -> Server:
+def start(folder: Path, history: str, *flags: str, rules: str = RULES, port: int = 0) -> Server:
     folder.mkdir(parents=True, exist_ok=True)
     text = folder / "history.om"
     text.write_text(history)
@@ -157,6 +156,7 @@ def stop(server: Server) -> None:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the server ends with us
     with (
         tempfile.TemporaryDirectory() as folder,
         serve(Path(folder), Path(sys.argv[1]).read_text()) as server,
