@@ -20,7 +20,7 @@ from tbforensics.report_page import rows as shaping
 from tbforensics.report_page.chart_json import CHART_MIME, POINTER, mimebundle
 from tbforensics.report_page.quick import without_slow_grammar
 from tbforensics.report_page.text import visible
-from tbforensics.report_page.theme import COLOURS, DASHES, OTHERS, PALE, THEME
+from tbforensics.report_page.theme import CLOCK, COLOURS, DASHES, OTHERS, PALE, THEME
 
 with without_slow_grammar():
     import altair as alt
@@ -29,12 +29,6 @@ MOMENTS_LIMIT = 2000
 WIDTH = 720
 TIME = "time (UTC)"
 STAMP = "%Y-%m-%d %H:%M:%S UTC"
-CLOCK = {  # no AM and PM, and the order of ISO 8601
-    "year": "%Y", "quarter": "%Y-%m", "month": "%Y-%m", "week": "%m-%d", "date": "%m-%d",
-    "day": "%m-%d", "hours": "%H:%M", "minutes": "%H:%M", "seconds": "%H:%M:%S",
-    "milliseconds": "%S.%L",
-}  # fmt: skip
-
 Mark = tuple[datetime, str] | Moment
 
 
@@ -204,7 +198,7 @@ def timeline(
 
 
 def _moment_row(moment: Moment) -> dict[str, object]:
-    at, spread = _ms(moment.time), round(1000 * moment.uncertainty_s)
+    at, spread = shaping.epoch_ms(moment.time), round(1000 * moment.uncertainty_s)
     return {
         "t": at,
         "early": at - spread,
@@ -313,7 +307,7 @@ def _finish(
 ) -> alt.LayerChart:
     """Shade the windows beneath, rule off the marks above, and name the whole."""
     layers = [*_bands(page), *drawn, *_rules(page.marks)]
-    days = _days(rows, page)
+    days = shaping.days_shown(rows, [page.window, page.baseline])
     for layer in layers:
         if isinstance(layer.encoding.x, alt.X) and layer.encoding.x["title"] == TIME:
             layer.encoding.x["title"] = f"{TIME}, {days}"
@@ -328,26 +322,19 @@ def _finish(
     return chart
 
 
-def _days(rows: pd.DataFrame | None, page: _Page) -> str:
-    """The day that the axis shows, or its first and its last."""
-    times = [] if rows is None or rows.empty else [int(rows["t"].min()), int(rows["t"].max())]
-    for span in (page.window, page.baseline):
-        times += [_ms(span.start), _ms(span.end) - 1] if span else []
-    days = (
-        [f"{pd.Timestamp(t, unit='ms'):%Y-%m-%d}" for t in (min(times), max(times))]
-        if times
-        else []
-    )
-    return " to ".join(dict.fromkeys(days))
-
-
 def _bands(page: _Page) -> list[alt.Chart]:
     bands = [("baseline", page.baseline, COLOURS[0]), ("incident window", page.window, COLOURS[1])]
     layers = []
     for name, span, colour in bands:
         if span is None:
             continue
-        row = pd.DataFrame({"t": [_ms(span.start)], "end": [_ms(span.end)], "name": [name]})
+        row = pd.DataFrame(
+            {
+                "t": [shaping.epoch_ms(span.start)],
+                "end": [shaping.epoch_ms(span.end)],
+                "name": [name],
+            }
+        )
         base = alt.Chart(row).encode(x=_time("t"))
         words = base.mark_text(align="left", baseline="bottom", fontSize=10.5)
         layers.append(base.mark_rect(color=colour, opacity=0.13).encode(x2="end:T"))
@@ -358,7 +345,9 @@ def _bands(page: _Page) -> list[alt.Chart]:
 def _rules(marks: Sequence[Mark]) -> list[alt.Chart]:
     layers = []
     for i, (moment, said) in enumerate(map(_mark, marks)):
-        row = pd.DataFrame({"t": [_ms(moment)], "name": [said], "time": [utc_text(moment)]})
+        row = pd.DataFrame(
+            {"t": [shaping.epoch_ms(moment)], "name": [said], "time": [utc_text(moment)]}
+        )
         base = alt.Chart(row).encode(x=_time("t"), tooltip=["name:N", "time:N"])
         words = base.mark_text(align="left", baseline="top", dx=4, limit=200)
         layers.append(base.mark_rule(strokeDash=[3, 3], strokeWidth=1.2))
@@ -369,12 +358,6 @@ def _rules(marks: Sequence[Mark]) -> list[alt.Chart]:
 def _mark(mark: Mark) -> tuple[datetime, str]:
     moment, said = (mark.time, mark.text) if isinstance(mark, Moment) else mark
     return moment, visible(said, limit=80)
-
-
-def _ms(moment: datetime) -> int:
-    if moment.tzinfo is None:
-        raise ValueError(f"a chart needs a time with a zone: {moment.isoformat()}")
-    return round(moment.timestamp() * 1000)
 
 
 def _nothing(page: _Page) -> alt.LayerChart:

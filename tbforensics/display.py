@@ -34,6 +34,9 @@ from tbforensics.report_page.text import (
     visible,
 )
 
+ROWS_LIMIT = 500  # of one table; the manifest and findings.json hold them all
+CITED_LIMIT = 20  # captures beside one finding
+
 
 @dataclass(frozen=True, repr=False)
 class Shown:
@@ -114,14 +117,15 @@ def _finding(
 ) -> dict[str, object]:
     cited = []
     for name in finding.cites:
-        query = queries.get(name)
+        query, replies = queries.get(name), captures.get(name, ())
         cited.append(
             {
                 "name": visible(name, limit=80),
                 "anchor": slug(name),
                 "asked": visible(query.text, limit=2000) if query else "",
                 "why": visible(query.why) if query else "",
-                "captures": [_capture(capture) for capture in captures.get(name, ())],
+                "captures": [_capture(capture) for capture in replies[:CITED_LIMIT]],
+                "more": max(0, len(replies) - CITED_LIMIT),
             }
         )
     return {
@@ -134,7 +138,8 @@ def _finding(
         "decides": finding.decides,
         "caution": visible(finding.caution),
         "cites": cited,
-        "rows": table_of(finding.rows) if finding.rows else None,
+        "rows": table_of(finding.rows[:ROWS_LIMIT]) if finding.rows else None,
+        "more": max(0, len(finding.rows) - ROWS_LIMIT),
     }
 
 
@@ -145,7 +150,7 @@ def _limits(finding: Finding) -> list[str]:
     if finding.interval is not None:
         low, high = finding.interval
         parts.append(f"between {number(low)} and {number(high, finding.unit)}")
-    if finding.unit == "s":
+    if finding.unit == "s" and abs(finding.value) >= 60:
         parts.append(f"that is {duration(finding.value)}")
     return parts
 
@@ -162,7 +167,8 @@ def _finding_text(finding: Finding) -> str:
     if finding.caution:
         lines.append(f"  caution: {visible(finding.caution)}")
     if finding.rows:
-        lines += [f"    {line}" for line in table_of(finding.rows).text.splitlines()]
+        rows = table_of(finding.rows[:ROWS_LIMIT])
+        lines += [f"    {line}" for line in rows.text.splitlines()]
     return "\n".join(lines)
 
 
@@ -185,6 +191,7 @@ def _capture(capture: Capture) -> dict[str, object]:
 
 def timeline(moments: Iterable[Moment]) -> Shown:
     """Findings, log lines, answers and people's notes, in time order."""
+    known = sorted(moments, key=lambda moment: moment.time)
     rows = [
         {
             "time (UTC)": utc_text(moment.time)
@@ -193,9 +200,9 @@ def timeline(moments: Iterable[Moment]) -> Shown:
             "what": moment.text,
             "source": moment.source,
         }
-        for moment in sorted(moments, key=lambda moment: moment.time)
+        for moment in known[:ROWS_LIMIT]
     ]
-    return _table(rows, "nothing to put in order")
+    return _table(rows, "nothing to put in order", more=max(0, len(known) - ROWS_LIMIT))
 
 
 def timing(rows: Iterable[Mapping[str, Json]]) -> Shown:
@@ -221,13 +228,16 @@ def unknowns(sentences: Iterable[str]) -> Shown:
 
 def provenance(captures: Iterable[Capture]) -> Shown:
     """Every reply: what was asked, of whom, when, and the SHA-256 of what came."""
-    items, seen = [_capture(capture) for capture in captures], set()
+    known, seen = list(captures), set()
+    items = [_capture(capture) for capture in known[:ROWS_LIMIT]]
+    more = max(0, len(known) - ROWS_LIMIT)
     for item in items:  # the same bytes may have come twice; an id stands once in a page
         item["anchor"] = "" if item["sha256"] in seen else item["sha256"]
         seen.add(item["sha256"])
     shown = ("source", "query", "window", "status", "bytes", "sha256", "trouble")
     text = table_of({key: item[key] for key in shown} for item in items).text
-    return _shown("provenance", text if items else "nothing was captured", captures=items)
+    text = (text if items else "nothing was captured") + (_more(more) if more else "")
+    return _shown("provenance", text, captures=items, more=more)
 
 
 def log_lines(frame: pd.DataFrame, *, limit: int = 200) -> Shown:
@@ -257,8 +267,12 @@ def _table(
     table = table_of(rows, limit=limit)
     text = table.text if table.rows else empty
     if more:
-        text += f"\n… and {more:,} more"
+        text += _more(more)
     return _shown("plain", text, table=table, empty=empty, more=more)
+
+
+def _more(count: int) -> str:
+    return f"\n… and {count:,} more"
 
 
 def _shown(macro_name: str, text: str, **values: object) -> Shown:

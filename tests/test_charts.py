@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
 from datetime import UTC, datetime, timedelta
 
@@ -249,3 +250,12 @@ def test_the_picture_is_packed_without_changing_a_pixel():
     )
     parts = dict(chart_json._chunks(chart_json.squeezed(loose)))
     assert zlib.decompress(parts[b"IDAT"]) == pixels and parts[b"IHDR"] == head
+
+
+def test_live_charts_in_the_lab_need_a_package_that_is_named():
+    if importlib.util.find_spec("anywidget") is None:
+        with pytest.raises(ImportError, match="anywidget"):
+            charts.interactive()
+    else:
+        charts.interactive()
+        charts.enable()

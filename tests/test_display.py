@@ -218,3 +218,11 @@ def test_numbers_read_well(value, unit, words):
 )  # fmt: skip
 def test_durations_read_well(seconds, words):
     assert display.duration(seconds) == words
+
+
+def test_ten_thousand_captures_are_counted_and_not_all_shown():
+    many = [capture(sha256=f"{i:064x}") for i in range(10_000)]
+    shown = display.provenance(many)
+    assert "9,500 more" in shown.html and "9,500 more" in shown.text
+    found = display.findings([finding()], {"settlements": many})
+    assert found.html.count('class="tbf-sha"') == display.CITED_LIMIT and "9,980 more" in found.html

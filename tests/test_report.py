@@ -205,7 +205,14 @@ def test_contents_lead_to_headings_that_exist_and_no_id_stands_twice():
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
     links = re.findall(r'href="([^"]+)"', page)
-    assert len(links) == 4 and {link.removeprefix("#") for link in links} <= set(ids)
+    assert len(links) == 5 and {link.removeprefix("#") for link in links} <= set(ids)
+
+
+def test_half_of_a_surrogate_pair_does_not_stop_a_report():
+    half = json.loads('"\\ud800"')
+    story = [new_markdown_cell(f"# a{half}b"), cell(html(f"<p>a{half}b</p>"), source=f"'{half}'")]
+    page = report.render(new_notebook(cells=story), header(title=f"a{half}b"))
+    assert page.encode().count(b"a\\ud800b") >= 4
 
 
 def test_code_is_there_but_hidden():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
+from datetime import datetime
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from tbforensics.model import utc_text
+from tbforensics.model import Window, utc_text
 from tbforensics.report_page.text import number, visible
 
 SERIES_LIMIT = 12  # the largest eleven, and all others as one
@@ -226,3 +227,20 @@ def step_ends(index: pd.DatetimeIndex) -> npt.NDArray[np.int64]:
         return starts + 60_000
     usual = int(np.median(np.diff(starts)))
     return np.asarray(np.minimum(np.append(starts[1:], starts[-1] + usual), starts + usual))
+
+
+def epoch_ms(moment: datetime) -> int:
+    """Errors: ValueError when the time has no zone."""
+    if moment.tzinfo is None:
+        raise ValueError(f"a chart needs a time with a zone: {moment.isoformat()}")
+    return round(moment.timestamp() * 1000)
+
+
+def days_shown(rows: pd.DataFrame | None, windows: Iterable[Window | None]) -> str:
+    """The day that an axis shows, or its first and its last."""
+    times = [] if rows is None or rows.empty else [int(rows["t"].min()), int(rows["t"].max())]
+    for window in windows:
+        times += [epoch_ms(window.start), epoch_ms(window.end) - 1] if window else []
+    ends = (min(times), max(times)) if times else ()
+    days = (f"{pd.Timestamp(ms, unit='ms'):%Y-%m-%d}" for ms in ends)
+    return " to ".join(dict.fromkeys(days))

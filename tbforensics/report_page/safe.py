@@ -50,7 +50,7 @@ class Gate:
     def html(self, html: str) -> Markup:
         """The harmless part of a fragment, with hidden characters made visible."""
         cleaned = nh3.clean(
-            html,
+            show_hidden(html, lines=True),  # half of a surrogate pair is not even text
             tags=_TAGS,
             clean_content_tags=_GONE,
             attributes=_ATTRIBUTES,
@@ -100,7 +100,7 @@ class _Prose(mistune.HTMLRenderer):
         self._headings = headings
 
     def heading(self, text: str, level: int, **attrs: object) -> str:
-        words = Markup(text).striptags()  # noqa: S704 (only read, not shown)
+        words = visible(Markup(text).striptags(), limit=120)  # noqa: S704 (only read, not shown)
         anchor = f"section-{len(self._headings) + 1}-{slug(words.lower())[:60]}"
         depth = max(level, 2)  # the page has its own h1
         self._headings.append(Heading(anchor, depth, words))
@@ -123,7 +123,7 @@ def prose(gate: Gate, source: str, headings: list[Heading] | None = None) -> Mar
     rendered = mistune.create_markdown(renderer=renderer, plugins=["table", "strikethrough"])
     gate.sections = headings is not None
     try:
-        return gate.html(str(rendered(source)))
+        return gate.html(str(rendered(show_hidden(source, lines=True))))
     finally:
         gate.sections = False
 

@@ -49,6 +49,8 @@ def visible(value: object, *, limit: int = 500, lines: bool = False) -> str:
 
 def show_hidden(text: str, *, lines: bool = False) -> str:
     """The same text with escapes in place of what a screen would obey or swallow."""
+    if lines:
+        text = text.replace("\r\n", "\n")
     return _UNSEEN.sub(lambda found: _escape(found.group(), lines), text)
 
 

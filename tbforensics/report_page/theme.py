@@ -13,6 +13,12 @@ COLOURS = [*_HUES, *_HUES]
 PALE = [*_HUES, *_PALE_HUES]
 DASHES = [[1, 0]] * 6 + [[6, 3]] * 6
 
+CLOCK = {  # no AM and PM, and the order of ISO 8601
+    "year": "%Y", "quarter": "%Y-%m", "month": "%Y-%m", "week": "%m-%d", "date": "%m-%d",
+    "day": "%m-%d", "hours": "%H:%M", "minutes": "%H:%M", "seconds": "%H:%M:%S",
+    "milliseconds": "%S.%L",
+}  # fmt: skip
+
 _INK, _QUIET, _GRID = "#22262b", "#59616b", "#e3e6ea"
 FONT = "Helvetica Neue, Arial, Liberation Sans, DejaVu Sans, sans-serif"
 
