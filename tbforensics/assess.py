@@ -30,6 +30,7 @@ from tbforensics.model import (
     Verdict,
     utc_text,
 )
+from tbforensics.ordering import moved_first
 
 _DIGITS = 9  # of a float in findings.json: what is left is the noise of summing in another order
 _MOST_ALERTS = 40
@@ -39,6 +40,8 @@ def assess(incident: Incident, kind: Kind, frames: Frames) -> Assessment:
     """Pure: the same frames give the same assessment."""
     thresholds = kind.thresholds(**incident.thresholds)
     findings = tuple(kind.analyse(frames, thresholds))
+    if first := moved_first(frames, kind):
+        findings = (*findings, first)
     frames = replace(frames, doubts=(*frames.doubts, *kind.doubts(frames, thresholds)))
     verdict, reasons = judge(findings, frames.coverage, frames.doubts)
     alerts = list(_alerts(frames))

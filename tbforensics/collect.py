@@ -81,7 +81,8 @@ def build(folder: Path, incident: Incident, captures: Iterable[Capture]) -> None
     archive, writer = Archive(folder), evidence.Writer(folder)
     sources = {config.name: plugins.load_source(config.type) for config in incident.sources}
     for capture in manifest.ordered(captures):
-        if capture.usable:
+        # A reply that was cut or that is an error in words still says something.
+        if capture.usable or (capture.sha256 and capture.status == 200):
             for table, rows in _parsed(capture, sources[capture.source], archive):
                 writer.add(capture, table, rows)
     writer.close()

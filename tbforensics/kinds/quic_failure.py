@@ -12,6 +12,7 @@ import pandas as pd
 from tbforensics.contributions import Contributions, contributions
 from tbforensics.effects import effect_size
 from tbforensics.frames import summed
+from tbforensics.logmatch import match_logs
 from tbforensics.model import Finding, Frames, Json, Kind, Query, Shape, Spell, Window, utc_text
 from tbforensics.spans import Span, incident_span
 from tbforensics.theblock import peer_base58, peer_hex, without_seeds
@@ -346,7 +347,6 @@ def _rotations(frames: Frames, onset: object, thresholds: Thresholds) -> Iterato
 # --- logs ----------------------------------------------------------------------------------
 
 _ABOUT_QUIC = re.compile(r"quic|handshake|certificate|fingerprint", re.IGNORECASE)
-_VARIABLE = re.compile(r"\b(?:0x)?[0-9a-f]{8,}\b|\d+", re.IGNORECASE)
 
 
 def _logged(
@@ -356,51 +356,35 @@ def _logged(
     near = pd.Timedelta(seconds=thresholds.log_near_s)
     lines = frames["log_lines"]
     lines = lines[lines["ts"].between(during.start - near, during.end + near, inclusive="left")]
-    lines = lines[lines["message"].fillna("").str.contains(_ABOUT_QUIC)]
-    if lines.empty:
-        return
+    lines = lines[lines["message"].fillna("").str.contains(_ABOUT_QUIC)].reset_index(drop=True)
+    lines = lines.drop_duplicates(["ts", "message", "peer", "correlation_id"])
     counts = _between(_by_peer(failures, "peer"), during)
-    template = lines["message"].str.slice(0, 200).str.replace(_VARIABLE, "<*>", regex=True)
-    rows = []
-    for message, group in lines.groupby(template, sort=True):
-        matched = _matched(counts, group, frames.step_s, near)
-        rows.append(
-            {
-                "message": str(message),
-                "lines": len(group),
-                "peers": int(group["peer"].nunique()),
-                "failures_matched": matched,
-                "share": matched / counts.sum().sum(),
-                "correlation_ids": sorted(set(group["correlation_id"].dropna()) - {""})[:5],
-                "example": f"{group['file'].iloc[0]}:{group['line'].iloc[0]}",
-            }
-        )
-    rows.sort(key=lambda row: (-row["share"], -row["lines"], row["message"]))
-    share = _matched(counts, lines, frames.step_s, near) / counts.sum().sum()
+    found = match_logs(counts, lines, key="peer", near_s=thresholds.log_near_s)
+    if not found.matches:
+        return
     yield Finding(
-        claim=f"{share:.0%} of the failures have a QUIC log line of the same peer within "
-        f"{thresholds.log_near_s:.0f} s; {len(lines)} lines, {len(rows)} different messages",
+        claim=f"{found.share:.0%} of the failures have a QUIC log line of the same peer within "
+        f"{thresholds.log_near_s:.0f} s; {len(lines)} lines, {len(found.matches)} messages",
         id="log-lines",
-        value=share,
+        value=found.share,
         unit="share of failures",
         window=during,
         cites=("handshake_fail", "log_lines"),
-        rows=tuple(rows[:_MOST_ROWS]),
+        rows=tuple(
+            {
+                "message": match.template,
+                "lines": match.lines,
+                "peers": match.keys,
+                "share": match.share,
+                "correlation": match.correlation if math.isfinite(match.correlation) else None,
+                "lead_s": match.lead_s,
+                "correlation_ids": list(match.correlation_ids),
+                "example": f"{lines['file'].iloc[match.example]}:{lines['line'].iloc[match.example]}",
+            }
+            for match in found.matches[:_MOST_ROWS]
+        ),
         caution="a node writes only 1 in 100 lines above 100 a second, so lines undercount bursts",
     )
-
-
-def _matched(counts: pd.DataFrame, lines: pd.DataFrame, step_s: float, near: pd.Timedelta) -> float:
-    """Failures in steps that have a line of the same peer in the step or near it."""
-    step = pd.Timedelta(seconds=step_s)
-    total = 0.0
-    for peer, group in lines.groupby("peer"):
-        if peer in counts.columns:
-            times = pd.DatetimeIndex(group["ts"]).sort_values()
-            index = counts.index.as_unit(times.unit)
-            has_line = times.searchsorted(index - near) < times.searchsorted(index + step + near)
-            total += float(counts[peer][has_line].sum())
-    return total
 
 
 # --- what the node remembers ---------------------------------------------------------------
