@@ -278,6 +278,8 @@ def _sources(given: object, problems: list[str]) -> tuple[SourceConfig, ...]:
             continue
         rest = {k: v for k, v in entry.items() if k not in SourceWords.model_fields}
         options = _checked(source.options, rest, where, problems)
+        # An empty list asks for nothing: a case from before there was such an option stays itself.
+        options = {name: value for name, value in options.items() if value != ()}
         url = str(entry.get("url") or "").rstrip("/")
         if source.needs_url and not url:
             problems.append(f"{where}.url: required for the type {entry['type']}")

@@ -7,6 +7,8 @@ query with `params={"derived": True}` is an expression and is asked on a grid of
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +20,14 @@ import pyarrow as pa
 import requests
 from prometheus_pandas.query import Prometheus as PandasClient
 
-from tbforensics import promjson, promql, promrows
+from tbforensics import alertrules, givenfiles, promjson, promql, promrows
 from tbforensics.errors import ParametersError
 from tbforensics.model import Capture, Incident, Json, Query, Window
 from tbforensics.wire import Client, Manners
 
 ROLE = "samples"
+RULE_FILE = "rule_file"
+RULE_SERIES = "rule_series"  # what alert rules about the kind look at, beside the kind's queries
 LEAD_S = 300.0  # asked before the window: a counter's increase needs the sample before it
 PROVISIONAL = "provisional"
 _LOOKBACK_S, _LATE_S = 300.0, 60.0  # a sample may still arrive for so long
@@ -83,11 +87,14 @@ class Options:
     """match: label matchers put into every selector, such as `job="the_block"`; not into ALERTS.
     slice_hours: how much is asked at once; less for a server that is short of memory.
     step_s: the step of derived queries; 0 for the incident's own.
+    rule_files: alert rules to replay beside those that the server has loaded: files, folders or
+                globs of rule files as Prometheus reads them.
     """
 
     match: str = ""
     slice_hours: float = 2.0
     step_s: float = 0.0
+    rule_files: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         problems = []
@@ -114,20 +121,71 @@ class PrometheusSource:
     ) -> Iterator[Capture]:
         assert isinstance(options, Options)
         ask = _Asking(client, options, options.step_s or incident.step_s)
-        yield from ask.status()
+        said = []
+        for capture in itertools.chain(ask.status(), _rule_files(client, options)):
+            said.append(capture)
+            yield capture
         mine = [query for query in (*queries, *ALWAYS) if query.source == "prometheus"]
         once: dict[str, Query] = {}
         for query in mine:
             once.setdefault(query.name, query)  # a kind may name what is always asked
-        for query in once.values():
+        for query in (*once.values(), *_rule_series(client, said, once.values(), options)):
             for span in spans(incident):
                 yield from ask.samples(query, *span)
 
     def parse(self, capture: Capture, body: BinaryIO) -> Iterator[tuple[str, pa.Table]]:
-        yield from promrows.tables(capture, promjson.read_reply(body.read()), samples=ROLE)
+        read = _rules_in if capture.role == RULE_FILE else promjson.read_reply
+        yield from promrows.tables(capture, read(body.read()), samples=ROLE)
 
 
 SOURCE = PrometheusSource()
+
+
+# --- alert rules ---------------------------------------------------------------------------
+
+
+def _rule_files(client: Client, options: Options) -> Iterator[Capture]:
+    for named in options.rule_files:
+        found = [file for file in givenfiles.find(named) if not file.why_not]
+        if not found:
+            request = {"file": "none found"}
+            error = "no file to read under `rule_files`"
+            yield client.fail(query="rules", role=RULE_FILE, request=request, error=error)
+        for file in found:
+            request, chunks = {"file": file.name}, givenfiles.chunks(file.path)
+            yield client.keep_file(chunks, query="rules", role=RULE_FILE, request=request)
+
+
+def _rules_in(body: bytes) -> promjson.Reply:
+    """What a rule file says, as if it were a reply."""
+    try:
+        value = alertrules.plain_yaml(body.decode("utf-8"), "the rule file")
+        json.dumps(value)
+    except (ParametersError, ValueError, TypeError, RecursionError) as error:
+        return promjson.Reply(error=str(error))
+    return promjson.Reply(data=value)
+
+
+def _rule_series(
+    client: Client, said: Iterable[Capture], asked: Iterable[Query], options: Options
+) -> Iterator[Query]:
+    """One question for all that the rules about this kind look at and that nothing asks whole."""
+    rules = []
+    for capture in said:
+        if capture.query == "rules" and capture.usable:
+            body = client.body(capture)
+            if capture.role == RULE_FILE:
+                name = str(capture.request["file"])
+                rules += alertrules.from_file(_rules_in(body).data, name, capture.source)
+            else:
+                rules += alertrules.from_server(promjson.read_reply(body).data, capture.source)
+    asked = [query for query in asked if not query.params.get("derived")]
+    known = {query.text.partition("{")[0] for query in asked if query not in ALWAYS}
+    whole = {q.text for q in asked if q.params.get("everywhere") or not options.match}
+    wanted = alertrules.asked_for(alertrules.about(rules, known), whole)
+    if wanted:
+        text = f'{{__name__=~"{"|".join(wanted)}"}}'
+        yield Query(RULE_SERIES, "prometheus", text, params={"everywhere": True})
 
 
 # --- asking --------------------------------------------------------------------------------
