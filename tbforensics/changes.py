@@ -7,9 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.ndimage import median_filter, uniform_filter1d
 
-from tbforensics.signals import Floats, Time, filled, lag_one, without_spikes
+from tbforensics.signals import (
+    Floats,
+    Time,
+    filled,
+    lag_one,
+    period,
+    without_season,
+    without_spikes,
+)
 
 PENALTY = 3.0  # per cut, times log n and the long-run variance of the noise: the modified BIC
 LEAST_PENALTY = 0.4  # the same with the whole variance: smaller changes escape the eye on a plot
@@ -17,8 +24,6 @@ MOST_PENALTY = 6.0  # beyond this the noise is the story (a random walk), so sto
 TREND_PRICE = 0.75  # what a stretch pays for a slope: times log n and the whole variance
 SHORTEST = 3  # samples; a stretch of fewer is an outlier
 MOST_CELLS = 1_000  # above this many samples the search starts on block means
-PERIODIC = 0.3  # autocorrelation that a period must have, and rise to after a dip
-SEASON_STRENGTH = 0.6  # share of the swing that a season must explain to be taken out
 
 
 @dataclass(frozen=True)
@@ -83,54 +88,6 @@ def held_runs(values: Floats) -> np.ndarray:
         if on_beat.mean() > 0.98 and len(begins) > 0.5 * n / beat:
             return np.unique(np.r_[0, np.arange(begins[-1] % beat, n, beat)])
     return np.arange(n)
-
-
-def period(values: Floats) -> int:
-    """The lag at which the detrended series agrees best with itself; 0 when none does well."""
-    n = len(values)
-    if n < 24:
-        return 0
-    rows = np.arange(n)
-    rest = values - np.polyval(np.polyfit(rows, values, 1), rows)
-    power = float(rest @ rest)
-    if power <= 0:
-        return 0
-    spectrum = np.fft.rfft(rest, 2 * n)
-    agree = np.fft.irfft(np.abs(spectrum) ** 2)[: n // 3] / power
-    # A slow series agrees with itself at any short lag; a period comes after a dip.
-    rise = agree - np.minimum.accumulate(agree)
-    good = np.flatnonzero((rise > PERIODIC) & (agree > PERIODIC))
-    if not len(good):
-        return 0
-    lag = int(good[agree[good].argmax()])
-    # Off by one, the phases drift apart; twice as far away the same error counts half.
-    far, times, reach = lag, 1, max(1, lag // 8)
-    while 2 * far + reach < len(agree):
-        low = 2 * far - reach
-        far, times = low + int(agree[low : 2 * far + reach + 1].argmax()), 2 * times
-    return round(far / times)
-
-
-def without_season(values: Floats, lag: int) -> Floats:
-    """The series less its season, when there is one worth taking out.
-
-    The season is the median of each phase, its height free to grow and shrink over the periods.
-    """
-    if not lag:
-        return values
-    n = len(values)
-    phase = np.arange(n) % lag
-    swing = values - median_filter(values, size=2 * (lag // 2) + 1, mode="nearest")
-    whole = (np.arange(n) >= lag // 2) & (np.arange(n) < n - lag // 2)  # a level needs its period
-    typical = np.array([np.median(swing[whole & (phase == p)]) for p in range(lag)])
-    season = (typical - typical.mean())[phase]
-    power = uniform_filter1d(season * season * whole, 4 * lag + 1, mode="constant")
-    height = uniform_filter1d(swing * season * whole, 4 * lag + 1, mode="constant")
-    season = season * np.maximum(height / np.maximum(power, 1e-300), 0.0)
-    if (swing - season)[whole].var() >= (1 - SEASON_STRENGTH) * swing[whole].var():
-        return values
-    calm: Floats = values - season
-    return calm
 
 
 def _by_period(values: Floats, lag: int) -> tuple[list[int], Floats]:

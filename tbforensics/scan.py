@@ -10,6 +10,8 @@ import numpy as np
 from tbforensics.signals import Floats, lag_one
 
 REACH = 12  # rows around a scanned edge in which the sharper fit looks for the true one
+NEAR = 1_000  # rows on both sides that the sharper fit looks at, or the spell's own length
+BRIEF = 64  # rows up to which a spell may be told by its edges alone
 RAMPS = (0, 4, 8, 12, 16)  # rows that an onset may take to reach its full height
 RECOVERY_PRICE = 2.0  # units of log n that a second edge must earn
 
@@ -68,6 +70,35 @@ def scan(own: Floats, against: Floats, counts: bool, shortest: int, first: int) 
                 step = both
         result.append(step)
     return result
+
+
+def brief_spell(j: int, own: Floats, shortest: int, first: int) -> Spell:
+    """The best short spell of levels by its two sharp edges, which slow noise does not have.
+
+    Samples less phi times their predecessor are white; a spell of height one leaves one at its
+    start, 1 - phi inside it and -phi behind it.
+    """
+    n = len(own)
+    centred = own - own.mean()
+    phi = lag_one(centred)
+    white = centred[1:] - phi * centred[:-1]  # white[t - 1] belongs to row t
+    noise = max(float(white.var()), 1e-18)
+    sums = np.concatenate([[0.0, 0.0], np.cumsum(white)])  # sums[t]: rows 1 to t - 1
+    best = (-1.0, first, first + shortest, 0.0)
+    length = shortest
+    while length <= min(BRIEF, n - first - shortest):
+        starts = np.arange(first, n - length - shortest + 1)
+        ends = starts + length
+        inner = sums[ends] - sums[starts + 1]
+        seen = white[starts - 1] + (1 - phi) * inner - phi * white[ends - 1]
+        power = 1 + (1 - phi) ** 2 * (length - 1) + phi**2
+        at = int(np.abs(seen).argmax())
+        gain = float(seen[at]) ** 2 / power / noise
+        if gain > best[0]:
+            best = (gain, int(starts[at]), int(ends[at]), float(seen[at]) / power)
+        length = max(length + 1, int(length * 1.25))
+    gain, start, end, shift = best
+    return Spell(j, start, end, shift, gain, (start, start), (end, end))
 
 
 def _gain(own: Any, against: Any, total: Any, whole: Any, counts: bool) -> Any:
@@ -184,7 +215,11 @@ def sharpened(
             edge in slow noise counts for what it is (Cochrane and Orcutt, JASA 44, 1949).
     """
     fit = _counted if counts else _levelled
-    start, end, ramp = spell.start, spell.end, 0
+    around = max(NEAR, spell.end - spell.start)
+    skipped = max(0, spell.start - around)
+    own, against = own[skipped : spell.end + around], against[skipped : spell.end + around]
+    start, end, ramp = spell.start - skipped, spell.end - skipped, 0
+    first = max(first - skipped, 1)
     n = len(own)
     for _ in range(2):
         length = end - start
@@ -207,12 +242,12 @@ def sharpened(
         end = int(ends[gain.argmax()])
     return Spell(
         spell.column,
-        start,
-        end,
+        start + skipped,
+        end + skipped,
         float(shift[gain.argmax()]),
         float(gain.max()),
-        credible(starts, by_start),
-        credible(ends, gain),
+        credible(starts + skipped, by_start),
+        credible(ends + skipped, gain),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.ndimage import median_filter
+from scipy.ndimage import median_filter, uniform_filter1d
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
@@ -15,6 +15,8 @@ Time = Any  # a label of the frame's index: a Timestamp, or a number on a plain 
 Label = Any  # a column's name: a string, or a tuple of label values
 Kind = Literal["gauge", "counter", "increase", "histogram", "bucket_increase"]
 
+PERIODIC = 0.3  # autocorrelation that a period must have, and rise to after a dip
+SEASON_STRENGTH = 0.6  # share of the swing that a season must explain to be taken out
 MAD_TO_SD = 1.4826  # makes the median absolute deviation a standard deviation for normal noise
 
 
@@ -205,3 +207,51 @@ def lag_one(residual: Floats) -> float:
         return 0.0
     phi = float(residual[1:] @ residual[:-1]) / power
     return float(np.clip(phi + (1 + 3 * phi) / n, 0.0, 0.97))
+
+
+def period(values: Floats) -> int:
+    """The lag at which the detrended series agrees best with itself; 0 when none does well."""
+    n = len(values)
+    if n < 24:
+        return 0
+    rows = np.arange(n)
+    rest = values - np.polyval(np.polyfit(rows, values, 1), rows)
+    power = float(rest @ rest)
+    if power <= 0:
+        return 0
+    spectrum = np.fft.rfft(rest, 2 * n)
+    agree = np.fft.irfft(np.abs(spectrum) ** 2)[: n // 3] / power
+    # A slow series agrees with itself at any short lag; a period comes after a dip.
+    rise = agree - np.minimum.accumulate(agree)
+    good = np.flatnonzero((rise > PERIODIC) & (agree > PERIODIC))
+    if not len(good):
+        return 0
+    lag = int(good[agree[good].argmax()])
+    # Off by one, the phases drift apart; twice as far away the same error counts half.
+    far, times, reach = lag, 1, max(1, lag // 8)
+    while 2 * far + reach < len(agree):
+        low = 2 * far - reach
+        far, times = low + int(agree[low : 2 * far + reach + 1].argmax()), 2 * times
+    return round(far / times)
+
+
+def without_season(values: Floats, lag: int) -> Floats:
+    """The series less its season, when there is one worth taking out.
+
+    The season is the median of each phase, its height free to grow and shrink over the periods.
+    """
+    if not lag:
+        return values
+    n = len(values)
+    phase = np.arange(n) % lag
+    swing = values - median_filter(values, size=2 * (lag // 2) + 1, mode="nearest")
+    whole = (np.arange(n) >= lag // 2) & (np.arange(n) < n - lag // 2)  # a level needs its period
+    typical = np.array([np.median(swing[whole & (phase == p)]) for p in range(lag)])
+    season = (typical - typical.mean())[phase]
+    power = uniform_filter1d(season * season * whole, 4 * lag + 1, mode="constant")
+    height = uniform_filter1d(swing * season * whole, 4 * lag + 1, mode="constant")
+    season = season * np.maximum(height / np.maximum(power, 1e-300), 0.0)
+    if (swing - season)[whole].var() >= (1 - SEASON_STRENGTH) * swing[whole].var():
+        return values
+    calm: Floats = values - season
+    return calm

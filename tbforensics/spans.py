@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from tbforensics.scan import Spell, scan, sharpened
+from tbforensics.scan import Spell, brief_spell, scan, sharpened
 from tbforensics.signals import (
     Floats,
     Kind,
@@ -18,15 +19,19 @@ from tbforensics.signals import (
     as_frame,
     counter_increases,
     filled,
+    period,
     robust_sd,
     rows_between,
     typical_latency,
+    without_season,
     without_spikes,
 )
 
 THRESHOLD = 20.0  # of the gain of a scanned spell; chi-square-like, about four and a half sigma
 EDGE_THRESHOLD = 34.0  # of its gain once its edges are fitted against the memory of the noise
 LOAD_COST = 1.3  # the load is taken out of a column unless that makes it this much noisier
+MOST_PEELED = 6  # columns that may move before nobody is left to tell the load
+STANDS_OUT = 1.4  # times the strength of the next best spell: what happens often is no incident
 BASELINE_ROWS = 8  # an onset needs this much calm before it to be called one
 
 
@@ -75,36 +80,42 @@ def incident_spans(
     kind: Kind = "gauge",
     *,
     baseline: Any = None,
-    shortest: int = 4,
-    at_most: int = 5,
+    shortest: int = 1,
+    at_most: int = 4,
 ) -> list[Span]:
     """Spells away from the normal level, strongest first.
+
+    When there are more than `at_most`, only those that stand out against the next best are
+    named: what happens often is no incident.
 
     Shape:  n rows in time order; a Series, or a frame with one column per label value. `kind`:
             gauge, counter (raw, cumulative), increase (counts per row), histogram (raw buckets,
             columns "label|le" or a level `le`), bucket_increase (the same per row).
             baseline: a half-open pair of times known to be calm; spells start after it.
-            shortest: rows; anything shorter is a spike and not an incident.
+            shortest: rows; anything shorter is a spike and left out. One by default: in a long
+            series a single far-off sample counts. `incident_span` asks for four.
     Errors: ValueError for a kind that is not known, or a bucket column without a bound.
     """
     signal = _signal(as_frame(data), kind)
-    single = isinstance(data, pd.Series)
-    rows = np.arange(len(signal))
-    first = BASELINE_ROWS
+    signal = signal.loc[:, signal.notna().sum() >= 2 * BASELINE_ROWS]
+    rows, first = np.arange(len(signal)), BASELINE_ROWS
     if baseline is not None:
         calm = rows_between(signal.index, baseline)
         if len(calm):
             rows, first = rows[calm[0] :], max(len(calm), BASELINE_ROWS)
-    signal = signal.loc[:, signal.notna().sum() >= 2 * BASELINE_ROWS]
-    counts = kind in ("counter", "increase")
+    panel = _panel(signal, kind, shortest)
+    single = isinstance(data, pd.Series)
     spans: list[Span] = []
-    while len(spans) < at_most and len(rows) >= first + shortest and signal.shape[1]:
-        found = _strongest(signal.to_numpy()[rows], counts, kind, shortest, first)
+    while len(spans) <= at_most and len(rows) >= first + shortest and signal.shape[1]:
+        found = _strongest(panel.at(rows), shortest, first)
         if found is None:
             break
-        spans.append(_span(found, rows, signal, counts, single))
+        spans.append(_span(found, rows, signal, panel, single))
         rows = np.delete(rows, slice(found.start, found.end))
-    return spans
+    if len(spans) > at_most > 1:
+        ordinary = spans.pop().strength
+        spans = [span for span in spans if span.strength > STANDS_OUT * ordinary]
+    return spans[:at_most]
 
 
 def _signal(frame: pd.DataFrame, kind: Kind) -> pd.DataFrame:
@@ -119,13 +130,64 @@ def _signal(frame: pd.DataFrame, kind: Kind) -> pd.DataFrame:
     return frame
 
 
-def _span(spell: Spell, rows: Rows, signal: pd.DataFrame, counts: bool, single: bool) -> Span:
+@dataclass(frozen=True)
+class _Panel:
+    """Columns ready to scan: gaps bridged, logs where they fit, spikes and seasons out.
+
+    counts: values are counts. logs: per column, whether values are logarithms.
+    shared: the columns have a load in common, which is no column's own doing.
+    """
+
+    values: Floats
+    logs: NDArray[np.bool_]
+    counts: bool
+    shared: bool
+
+    def at(self, rows: Rows) -> _Panel:
+        return replace(self, values=self.values[rows])
+
+
+def _panel(signal: pd.DataFrame, kind: Kind, shortest: int) -> _Panel:
+    raw = signal.to_numpy(dtype=float)
+    n, k = raw.shape
+    counts = kind in ("counter", "increase")
+    shared = k >= 3 and (counts or kind == "gauge")
+    logs = np.zeros(k, dtype=bool)
+    columns = []
+    for j in range(k):
+        values = filled(raw[:, j])
+        if not counts:
+            logs[j] = values.min() > 0 and (k > 1 or _leans_less_in_logs(values))
+            values = np.log(values) if logs[j] else values
+            values = values if shared else without_season(values, period(values))
+            values = without_spikes(values) if shortest > 2 else values
+        columns.append(values)
+    return _Panel(np.column_stack(columns) if k else np.zeros((n, 0)), logs, counts, shared)
+
+
+def _leans_less_in_logs(values: Floats) -> bool:
+    """Whether logarithms make the distribution more even on both sides of its median."""
+
+    def lean(part: Floats) -> float:
+        low, middle, high = np.quantile(part, [0.1, 0.5, 0.9])
+        return abs(float(high + low - 2 * middle)) / max(float(high - low), 1e-300)
+
+    return lean(np.log(values)) < lean(values)
+
+
+def _span(spell: Spell, rows: Rows, signal: pd.DataFrame, panel: _Panel, single: bool) -> Span:
     index = signal.index
     ended = spell.end < len(rows)
     values = signal.iloc[rows, spell.column].to_numpy(dtype=float)
     inside = values[spell.start : spell.end]
     outside = np.delete(values, slice(spell.start, spell.end))
-    typical = np.nanmean if counts else np.nanmedian
+    typical = np.nanmean if panel.counts else np.nanmedian
+    level, normal = float(typical(inside)), float(typical(outside))
+    ratio = float("nan")
+    if panel.counts or panel.logs[spell.column]:
+        ratio = float(np.exp(spell.shift))
+    elif np.nanmin(values) >= 0 and normal > 0:
+        ratio = level / normal
 
     def at(row: int) -> Time:
         return index[rows[min(row, len(rows) - 1)]]
@@ -136,82 +198,74 @@ def _span(spell: Spell, rows: Rows, signal: pd.DataFrame, counts: bool, single: 
         onset_interval=(at(spell.onset[0]), at(spell.onset[1])),
         recovery_interval=(at(spell.recovery[0]), at(spell.recovery[1])) if ended else None,
         label=None if single else signal.columns[spell.column],
-        ratio=float(np.exp(spell.shift)) if counts or np.nanmin(values) > 0 else float("nan"),
-        difference=float(typical(inside) - typical(outside)),
+        ratio=ratio,
+        difference=level - normal,
         strength=float(np.sqrt(spell.gain)),
     )
 
 
-def _strongest(values: Floats, counts: bool, kind: Kind, shortest: int, first: int) -> Spell | None:
+def _strongest(panel: _Panel, shortest: int, first: int) -> Spell | None:
     """Peel off column after column that left its level; the shared load is made of the others."""
-    k = values.shape[1]
-    full = np.column_stack([filled(values[:, j]) for j in range(k)])
-    positive = np.array([np.nanmin(values[:, j]) > 0 for j in range(k)])
-    if not counts:
-        full = np.where(positive, np.log(np.where(positive, full, 1.0)), full)
-        if shortest > 2:
-            full = np.column_stack([without_spikes(full[:, j]) for j in range(k)])
-    shared = k >= 3 and (counts or kind == "gauge")
     moved: list[int] = []
     best: list[Spell] = []
-    for _ in range(max(1, min(k - 2, 6))):
-        own, against = _against_load(full, positive, moved, counts, shared)
-        spells = scan(own, against, counts, shortest, first)
+    for _ in range(MOST_PEELED):
+        own, against = _against_load(panel, moved)
+        spells = scan(own, against, panel.counts, shortest, first)
+        if not panel.shared and not panel.counts:
+            spells += [brief_spell(j, own[:, j], shortest, first) for j in range(own.shape[1])]
         fresh = [
-            s
-            for s in spells
-            if s.gain > THRESHOLD and s.column not in moved and _jumps(full, s, counts)
+            spell
+            for spell in spells
+            if spell.gain > THRESHOLD and spell.column not in moved and _jumps(panel, spell)
         ]
-        best = [s for s in spells if s.column in moved]
+        best = [spell for spell in spells if spell.column in moved]
         if not fresh:
             break
-        if not shared:
+        if not panel.shared:
             best = fresh
             break
-        top = max(fresh, key=lambda s: s.gain)
+        top = max(fresh, key=lambda spell: spell.gain)
         moved.append(top.column)
         best.append(top)
+        if len(moved) > own.shape[1] - 2:
+            break
     best = [
-        sharpened(own[:, s.column], against[:, s.column], counts, s, shortest, first) for s in best
+        sharpened(own[:, s.column], against[:, s.column], panel.counts, s, shortest, first)
+        for s in best
     ]
-    strong = [s for s in best if s.gain > EDGE_THRESHOLD]
+    best.sort(key=lambda spell: spell.gain)
+    strong = {spell.column: spell for spell in best if spell.gain > EDGE_THRESHOLD}
     if not strong:
         return None
-    lead = max(strong, key=lambda s: s.gain)
-    together = [s for s in strong if s.start < lead.end and lead.start < s.end]
+    lead = max(strong.values(), key=lambda spell: spell.gain)
+    together = [s for s in strong.values() if s.start < lead.end and lead.start < s.end]
     return max(together, key=lambda s: abs(s.shift) * (1 - 1 / np.sqrt(s.gain)))
 
 
-def _against_load(
-    full: Floats, positive: Any, moved: list[int], counts: bool, shared: bool
-) -> tuple[Floats, Floats]:
+def _against_load(panel: _Panel, moved: list[int]) -> tuple[Floats, Floats]:
     """What each column shows, and what it is measured against. Counts: own, own plus others."""
-    k = full.shape[1]
-    if counts:
-        alone = full + 1e4 * max(float(full.mean()), 1e-9)
-        if not shared:
-            return full, alone
+    values = panel.values
+    k = values.shape[1]
+    if panel.counts:
+        alone = values + 1e4 * max(float(values.mean()), 1e-9)
+        if not panel.shared:
+            return values, alone
         still = np.array([j not in moved for j in range(k)])
-        pool = full[:, still].sum(axis=1, keepdims=True)
-        others = np.maximum(pool - np.where(still, full, 0.0), 1e-9)
-        pooled = full + others
-        return full, np.where(
-            _unrest(full, pooled) < LOAD_COST * _unrest(full, alone), pooled, alone
-        )
-    weight = np.ones_like(full)
-    if not shared:
-        return full, weight
-    centred = full - np.median(full, axis=0)
-    result = full.copy()
-    calm = [j for j in range(k) if j not in moved and positive[j]]
-    for j in range(k):
+        pool = values[:, still].sum(axis=1, keepdims=True)
+        pooled = values + np.maximum(pool - np.where(still, values, 0.0), 1e-9)
+        helps = _unrest(values, pooled) < LOAD_COST * _unrest(values, alone)
+        return values, np.where(helps, pooled, alone)
+    result = values.copy()
+    centred = values - np.median(values, axis=0)
+    calm = [j for j in range(k) if j not in moved and panel.logs[j]]
+    for j in np.flatnonzero(panel.logs) if panel.shared else ():
         others = [i for i in calm if i != j]
-        if not positive[j] or len(others) < 2:
+        if len(others) < 2:
             continue
         rest = centred[:, j] - np.median(centred[:, others], axis=1)
         if robust_sd(rest) < LOAD_COST * robust_sd(centred[:, j]):
-            result[:, j] = rest + np.median(full[:, j])
-    return result, weight
+            result[:, j] = rest + np.median(values[:, j])
+    return result, np.ones_like(values)
 
 
 def _unrest(own: Floats, against: Floats) -> Floats:
@@ -224,12 +278,12 @@ def _unrest(own: Floats, against: Floats) -> Floats:
     return np.array([robust_sd(stray[:, j]) for j in range(own.shape[1])])
 
 
-def _jumps(full: Floats, spell: Spell, counts: bool) -> bool:
+def _jumps(panel: _Panel, spell: Spell) -> bool:
     """The column itself moves at the onset, and not only the others around it."""
-    column = full[:, spell.column]
+    column = panel.values[:, spell.column]
     width = min(20, spell.end - spell.start)
     before = column[max(0, spell.start - width) : spell.start].mean()
     after = column[spell.start : spell.start + width].mean()
-    if counts:
+    if panel.counts:
         after, before = np.log(after + 0.1), np.log(before + 0.1)
     return bool((after - before) * np.sign(spell.shift) > 0.4 * abs(spell.shift))

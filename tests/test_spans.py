@@ -119,3 +119,25 @@ def test_an_unknown_kind_is_refused_by_name():
 
 def test_the_same_data_give_the_same_span():
     assert incident_span(levels({200: 2.0})) == incident_span(levels({200: 2.0}))
+
+
+def test_a_lone_far_off_sample_counts_in_a_long_series():
+    series = levels()["peer-1"]
+    series.iloc[300] = 40
+    (span,) = incident_spans(series)
+    assert (span.onset, span.recovery) == (INDEX[300], INDEX[301])
+
+
+def test_what_happens_often_is_no_incident():
+    series = levels()["peer-1"]
+    series.iloc[30::40] *= 3
+    assert incident_spans(series) == []
+
+
+def test_a_daily_curve_is_no_incident_and_hides_none():
+    hours = pd.date_range("2026-03-01", periods=24 * 21, freq="h", tz="UTC")
+    noise = np.random.default_rng(5).normal(0, 1, len(hours))
+    series = pd.Series(50 + 20 * np.sin(np.arange(len(hours)) * np.pi / 12) + noise, hours)
+    assert incident_spans(series) == []
+    series.iloc[300:320] += 10
+    assert [span.onset for span in incident_spans(series)] == [hours[300]]
