@@ -1,4 +1,4 @@
-"""Which moved first: every question that was asked of a metric, ranked by when it left its level."""
+"""Which moved first: every metric that was asked for, by when it left its level."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ def moved_first(frames: Frames, kind: Kind) -> Finding | None:
     if not movers:
         return None
     step = pd.Timedelta(seconds=frames.step_s)
-    names = ", ".join(str(mover.label) for mover in movers[:3])
+    together = [m for m in movers if m.onset_interval[0] <= movers[0].onset_interval[1] + step]
+    names = ", ".join(str(mover.label) for mover in together[:3])
+    if len(together) > 3:
+        names += f" and {len(together) - 3} more within a step of them"
     return Finding(
         claim=f"{len(movers)} of {len(totals)} metrics moved; first: {names}",
         id="moved-first",

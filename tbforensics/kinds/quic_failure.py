@@ -379,12 +379,16 @@ def _logged(
                 "correlation": match.correlation if math.isfinite(match.correlation) else None,
                 "lead_s": match.lead_s,
                 "correlation_ids": list(match.correlation_ids),
-                "example": f"{lines['file'].iloc[match.example]}:{lines['line'].iloc[match.example]}",
+                "example": _place(lines.iloc[match.example]),
             }
             for match in found.matches[:_MOST_ROWS]
         ),
         caution="a node writes only 1 in 100 lines above 100 a second, so lines undercount bursts",
     )
+
+
+def _place(line: pd.Series) -> str:
+    return f"{line['file']}:{line['line']}"
 
 
 # --- what the node remembers ---------------------------------------------------------------
