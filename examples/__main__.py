@@ -69,7 +69,7 @@ def renew_notebook(kind: str, values: dict[str, object]) -> None:
     given = {
         "baseline_start": "",
         "baseline_end": "",
-        **{name: "" for name in parameters.PARAMETER_NAMES},
+        **dict.fromkeys(parameters.PARAMETER_NAMES, ""),
         **values,
     }
     cell.source = "\n".join(
