@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import base58
+import pandas as pd
 from blake3 import blake3
 
 from tbforensics.model import Json
@@ -356,3 +357,9 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
 }
 # Answered page by page: {"offset", "limit"} until a page is short.
 PAGED: Mapping[str, int] = {"net.peer_stats_all": 100}
+
+
+def without_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """A frame without the series that exist only to exist: label `__`, value 0 for ever."""
+    keep = ["__" not in labels for labels in table.columns.to_list()]
+    return table.loc[:, keep]
