@@ -25,7 +25,6 @@ from tbforensics.report_page.theme import CLOCK, COLOURS, DASHES, OTHERS, PALE, 
 with without_slow_grammar():
     import altair as alt
 
-MOMENTS_LIMIT = 2000
 WIDTH = 720
 TIME = "time (UTC)"
 STAMP = "%Y-%m-%d %H:%M:%S UTC"
@@ -174,12 +173,16 @@ def coverage_strip(
 def timeline(
     moments: Iterable[Moment], *, title: str = "In what order", window: Window | None = None
 ) -> alt.LayerChart:
-    """Findings, log lines, answers and people's notes along one axis of time."""
+    """Findings, log lines, answers and people's notes along one axis of time.
+
+    window: what is shown, and once more its length on either side; what lies further off, such as
+        an answer of the day after, is counted and left to the table.
+    """
     known = sorted(moments, key=lambda moment: moment.time)
-    if not known:
-        return _nothing(_Page(title, "", window))
-    notes = [f"the first {MOMENTS_LIMIT:,} of {len(known):,}"] if len(known) > MOMENTS_LIMIT else []
-    rows = pd.DataFrame([_moment_row(moment) for moment in known[:MOMENTS_LIMIT]])
+    shown, notes = shaping.near(known, window)
+    if not shown:
+        return _nothing(_Page(title, "", window), notes)
+    rows = pd.DataFrame([shaping.moment_row(moment) for moment in shown])
     origins = list(dict.fromkeys(rows["origin"]))
     page = _Page(title, "", window, height=30 * len(origins))
     scale = alt.Scale(domain=origins, range=COLOURS)
@@ -191,22 +194,10 @@ def timeline(
     )
     spread = base.mark_rule(strokeWidth=3, opacity=0.35).encode(x=_time("early"), x2="late:T")
     dots = base.mark_point(filled=True, size=60, opacity=0.85).encode(x=_time("t"))
-    ends = utc_text(known[0].time), utc_text(known[-1].time)
+    ends = utc_text(shown[0].time), utc_text(shown[-1].time)
     return _finish(
-        [spread, dots], page, f"{len(known)} moments, {ends[0]} to {ends[1]}.", notes, rows
+        [spread, dots], page, f"{len(shown)} moments, {ends[0]} to {ends[1]}.", notes, rows
     )
-
-
-def _moment_row(moment: Moment) -> dict[str, object]:
-    at, spread = shaping.epoch_ms(moment.time), round(1000 * moment.uncertainty_s)
-    return {
-        "t": at,
-        "early": at - spread,
-        "late": at + spread,
-        "origin": visible(moment.origin, limit=20),
-        "what": visible(moment.text, limit=160),
-        "source": visible(moment.source, limit=80),
-    }
 
 
 # --- the parts of a chart ----------------------------------------------------------------
@@ -323,9 +314,9 @@ def _finish(
 
 
 def _bands(page: _Page) -> list[alt.Chart]:
-    bands = [("baseline", page.baseline, COLOURS[0]), ("incident window", page.window, COLOURS[1])]
+    bands = [("baseline", page.baseline, 0, 0.08), ("incident window", page.window, 1, 0.13)]
     layers = []
-    for name, span, colour in bands:
+    for name, span, hue, opacity in bands:
         if span is None:
             continue
         row = pd.DataFrame(
@@ -337,7 +328,7 @@ def _bands(page: _Page) -> list[alt.Chart]:
         )
         base = alt.Chart(row).encode(x=_time("t"))
         words = base.mark_text(align="left", baseline="bottom", fontSize=10.5)
-        layers.append(base.mark_rect(color=colour, opacity=0.13).encode(x2="end:T"))
+        layers.append(base.mark_rect(color=COLOURS[hue], opacity=opacity).encode(x2="end:T"))
         layers.append(words.encode(text="name:N", y=alt.value(-3)))
     return layers
 
@@ -360,12 +351,12 @@ def _mark(mark: Mark) -> tuple[datetime, str]:
     return moment, visible(said, limit=80)
 
 
-def _nothing(page: _Page) -> alt.LayerChart:
+def _nothing(page: _Page, notes: Sequence[str] = ()) -> alt.LayerChart:
     """No samples is something to see, not an error."""
     low = _Page(page.title, page.unit, page.window, page.baseline, (), 90)
     said = alt.Chart(pd.DataFrame({"said": ["no samples"]})).mark_text(fontSize=14)
     words = said.encode(text="said:N", x=alt.value("width"), y=alt.value(45))
-    return _finish([words], low, "No samples.")
+    return _finish([words], low, "No samples.", notes)
 
 
 __all__ = [

@@ -36,6 +36,9 @@ from tbforensics.report_page.text import (
 
 ROWS_LIMIT = 500  # of one table; the manifest and findings.json hold them all
 CITED_LIMIT = 20  # captures beside one finding
+LOG_COLUMNS = (
+    "ts", "level", "message", "peer", "correlation_id", "tx", "block", "source", "file", "line",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, repr=False)
@@ -131,7 +134,7 @@ def _finding(
     return {
         "id": slug(finding.id),
         "claim": visible(finding.claim),
-        "number": number(finding.value, finding.unit),
+        "number": number(finding.value, finding.unit, digits=4),
         "limits": _limits(finding),
         "window": str(finding.window),
         "lasted": duration(finding.window.seconds),
@@ -146,17 +149,18 @@ def _finding(
 def _limits(finding: Finding) -> list[str]:
     parts = []
     if finding.threshold is not None:
-        parts.append(f"threshold {number(finding.threshold, finding.unit)}")
+        parts.append(f"threshold {number(finding.threshold, finding.unit, digits=4)}")
     if finding.interval is not None:
         low, high = finding.interval
-        parts.append(f"between {number(low)} and {number(high, finding.unit)}")
+        upper = number(high, finding.unit, digits=4)
+        parts.append(f"between {number(low, digits=4)} and {upper}")
     if finding.unit == "s" and abs(finding.value) >= 60:
         parts.append(f"that is {duration(finding.value)}")
     return parts
 
 
 def _finding_text(finding: Finding) -> str:
-    parts = [number(finding.value, finding.unit), *_limits(finding)]
+    parts = [number(finding.value, finding.unit, digits=4), *_limits(finding)]
     role = "decides" if finding.decides else "explains"
     lines = [
         f"{visible(finding.claim)} [{role}]",
@@ -243,9 +247,9 @@ def provenance(captures: Iterable[Capture]) -> Shown:
 def log_lines(frame: pd.DataFrame, *, limit: int = 200) -> Shown:
     """Log lines as a table; no more than `limit` of them. Empty columns are left out.
 
-    Shape: columns among ts, level, message, peer, correlation_id, tx, block, source, file, line.
+    Shape: columns among LOG_COLUMNS; others, such as `fields`, are not shown.
     """
-    wanted = [c for c in frame.columns if c != "fields" and frame[c].notna().any()]
+    wanted = [c for c in LOG_COLUMNS if c in frame.columns and frame[c].notna().any()]
     rows = [
         {str(key): _plain(value) for key, value in row.items()}
         for row in frame[wanted].head(limit).to_dict("records")

@@ -259,3 +259,12 @@ def test_live_charts_in_the_lab_need_a_package_that_is_named():
     else:
         charts.interactive()
         charts.enable()
+
+
+def test_an_answer_of_the_day_after_does_not_squash_the_timeline():
+    late = Moment(START + timedelta(days=1), "rpc", "asked afterwards")
+    near = Moment(WINDOW.start, "human", "saw it")
+    chart = spec_of(charts.timeline([near, late], window=WINDOW))
+    assert "1 further off are not drawn" in json.dumps(chart["spec"])
+    assert "asked afterwards" not in json.dumps(chart)
+    assert "1 further off" in json.dumps(spec_of(charts.timeline([late], window=WINDOW)))

@@ -65,14 +65,14 @@ def _escape(character: str, lines: bool) -> str:
     )
 
 
-def number(value: float | int, unit: str = "") -> str:
-    """A number to read: thousands apart, six digits that count, its unit behind it."""
+def number(value: float | int, unit: str = "", *, digits: int = 6) -> str:
+    """A number to read: thousands apart, `digits` that count, its unit behind it."""
     if isinstance(value, float) and not math.isfinite(value):
         text = "not a number" if math.isnan(value) else "infinity" if value > 0 else "-infinity"
     elif float(value).is_integer():
         text = f"{int(value):,}"
     else:
-        text = f"{value:,.2f}" if abs(value) >= 1000 else f"{value:.6g}"
+        text = f"{value:,.2f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
     return text if unit in ("", "1") else f"{text} {visible(unit, limit=40)}"
 
 
