@@ -72,15 +72,16 @@ def match_logs(counts: pd.DataFrame, lines: pd.DataFrame, *, key: str, near_s: f
     Shape:  counts: increases per step, UTC index of step starts, one column per key. lines: rows
             with `ts`, `message`, the column `key`, and perhaps `correlation_id`. A line without a
             key, or a time, matches nothing by key.
-    Unit:   near_s: seconds before a step's start or after its end that are still near.
+    Unit:   step_s: width of a step; near_s: seconds before a step's start or after its end that are still near.
     """
     total = float(counts.to_numpy(dtype=float, na_value=0.0).sum())
+    step, near = pd.Timedelta(seconds=step_s), pd.Timedelta(seconds=near_s)
     timed = lines[lines["ts"].notna()]
     if timed.empty or counts.empty or not total:
         return LogMatches(0.0, 0.0, ())
     found = []
     for template, group in timed.groupby(templates(timed["message"]), sort=True):
-        matched = _matched(counts, group, key, near_s)
+        matched = _matched(counts, group, key, step, near)
         found.append(
             LogMatch(
                 template=str(template),
@@ -96,17 +97,18 @@ def match_logs(counts: pd.DataFrame, lines: pd.DataFrame, *, key: str, near_s: f
         )
     found.sort(key=lambda m: (-m.share, -np.nan_to_num(m.correlation), -m.lines, m.template))
     together = counts.sum(axis=1, min_count=1).to_frame("all")
-    anyone = timed.assign(all="all")
+    anyone = timed.assign(**{key: "all"})
     return LogMatches(
-        share=_matched(counts, timed, key, near_s) / total,
-        share_by_time=_matched(together, anyone.assign(**{key: "all"}), key, near_s) / total,
+        share=_matched(counts, timed, key, step, near) / total,
+        share_by_time=_matched(together, anyone, key, step, near) / total,
         matches=tuple(found),
     )
 
 
-def _matched(counts: pd.DataFrame, lines: pd.DataFrame, key: str, near_s: float) -> float:
+def _matched(
+    counts: pd.DataFrame, lines: pd.DataFrame, key: str, step: pd.Timedelta, near: pd.Timedelta
+) -> float:
     """Counts in steps that have a line of the same key in them or near them."""
-    near, step = pd.Timedelta(seconds=near_s), _step(counts)
     total = 0.0
     for name, group in lines.groupby(key):
         if name in counts.columns:
@@ -130,10 +132,6 @@ def _correlation(counts: pd.DataFrame, lines: pd.DataFrame) -> float:
 def _lead_s(counts: pd.DataFrame, lines: pd.DataFrame) -> float:
     counted = counts.index[counts.sum(axis=1) > 0]
     return float((counted[0] - lines["ts"].min()).total_seconds()) if len(counted) else float("nan")
-
-
-def _step(counts: pd.DataFrame) -> pd.Timedelta:
-    return counts.index[1] - counts.index[0] if len(counts) > 1 else pd.Timedelta(0)
 
 
 def _ids(lines: pd.DataFrame) -> Iterator[str]:

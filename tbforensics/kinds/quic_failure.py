@@ -359,7 +359,9 @@ def _logged(
     lines = lines[lines["message"].fillna("").str.contains(_ABOUT_QUIC)].reset_index(drop=True)
     lines = lines.drop_duplicates(["ts", "message", "peer", "correlation_id"])
     counts = _between(_by_peer(failures, "peer"), during)
-    found = match_logs(counts, lines, key="peer", near_s=thresholds.log_near_s)
+    found = match_logs(
+        counts, lines, key="peer", step_s=frames.step_s, near_s=thresholds.log_near_s
+    )
     if not found.matches:
         return
     yield Finding(
