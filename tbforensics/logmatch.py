@@ -66,13 +66,16 @@ def templates(messages: pd.Series) -> pd.Series:
     return masked.map({text: c.get_template() for text, c in clusters.items()})
 
 
-def match_logs(counts: pd.DataFrame, lines: pd.DataFrame, *, key: str, near_s: float) -> LogMatches:
+def match_logs(
+    counts: pd.DataFrame, lines: pd.DataFrame, *, key: str, step_s: float, near_s: float
+) -> LogMatches:
     """How far log lines explain counts, by the same key and near in time.
 
     Shape:  counts: increases per step, UTC index of step starts, one column per key. lines: rows
             with `ts`, `message`, the column `key`, and perhaps `correlation_id`. A line without a
             key, or a time, matches nothing by key.
-    Unit:   step_s: width of a step; near_s: seconds before a step's start or after its end that are still near.
+    Unit:   step_s: width of a step. near_s: seconds before a step's start or after its end that
+            are still near.
     """
     total = float(counts.to_numpy(dtype=float, na_value=0.0).sum())
     step, near = pd.Timedelta(seconds=step_s), pd.Timedelta(seconds=near_s)
