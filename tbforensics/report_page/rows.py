@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from tbforensics.model import Window, utc_text
+from tbforensics.model import Moment, Window, utc_text
 from tbforensics.report_page.text import number, visible
 
 SERIES_LIMIT = 12  # the largest eleven, and all others as one
@@ -244,3 +244,27 @@ def days_shown(rows: pd.DataFrame | None, windows: Iterable[Window | None]) -> s
     ends = (min(times), max(times)) if times else ()
     days = (f"{pd.Timestamp(ms, unit='ms'):%Y-%m-%d}" for ms in ends)
     return " to ".join(dict.fromkeys(days))
+
+
+def near(known: list[Moment], window: Window | None) -> tuple[list[Moment], list[str]]:
+    """The moments to draw, and what to say of the others."""
+    wide = window and window.widened(before_s=window.seconds, after_s=window.seconds)
+    close = [moment for moment in known if wide is None or moment.time in wide]
+    notes = []
+    if len(close) < len(known):
+        notes.append(f"{len(known) - len(close):,} further off are not drawn")
+    if len(close) > POINTS_LIMIT:
+        notes.append(f"the first {POINTS_LIMIT:,} of {len(close):,}")
+    return close[:POINTS_LIMIT], notes
+
+
+def moment_row(moment: Moment) -> dict[str, object]:
+    at, spread = epoch_ms(moment.time), round(1000 * moment.uncertainty_s)
+    return {
+        "t": at,
+        "early": at - spread,
+        "late": at + spread,
+        "origin": visible(moment.origin, limit=20),
+        "what": visible(moment.text, limit=160),
+        "source": visible(moment.source, limit=80),
+    }
