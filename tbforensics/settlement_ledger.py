@@ -238,7 +238,7 @@ def root_check(before: Json, balances: Json, after: Json) -> RootCheck:
     Source: `theblock.ledger_root`. A match is proof wherever it stands in the ring, because no
             other balances have that root; a miss is one only when both roots agree.
     """
-    rows, first, ring = accounts(balances), _roots(before), _roots(after)
+    rows, first, ring = accounts(balances), roots(before), roots(after)
     if rows is None or not first or not ring:
         return RootCheck("unread")
     computed = [ledger_root(layout) for layout in _layouts(rows)]
@@ -250,9 +250,12 @@ def root_check(before: Json, balances: Json, after: Json) -> RootCheck:
     return RootCheck(state, computed[0], ring[0])
 
 
-def _roots(value: Json) -> list[str]:
-    roots = value.get("roots") if isinstance(value, dict) else None
-    return [r.lower() for r in roots if isinstance(r, str)] if isinstance(roots, list) else []
+def roots(value: Json) -> list[str]:
+    """The roots of `compute_market.recent_roots`, newest first; none when it cannot be read."""
+    ring = value.get("roots") if isinstance(value, dict) else None
+    return (
+        [root.lower() for root in ring if isinstance(root, str)] if isinstance(ring, list) else []
+    )
 
 
 def _layouts(rows: list[dict[str, Json]]) -> Iterator[list[dict[str, Json]]]:
@@ -282,7 +285,7 @@ def root_changes(balances: Json, log: Sequence[Entry], after: Json) -> list[Root
     Undoes the audit log entry by entry from the balances and looks each state's root up in the
     ring. It stops at a gap, and at the first state whose root the ring does not know.
     """
-    rows, ring = accounts(balances), _roots(after)
+    rows, ring = accounts(balances), roots(after)
     if not rows or not ring or not log or len(rows) > _MOST_ACCOUNTS:
         return []
     layout = next((x for x in _layouts(rows) if ledger_root(x) in ring), None)
