@@ -12,17 +12,20 @@ from tbforensics.scan import scan
 from tbforensics.signals import (
     MAD_TO_SD,
     Floats,
+    Kind,
     Label,
     Rows,
     Time,
     as_frame,
     filled,
     rows_between,
+    signal_of,
     without_spikes,
 )
 
 MOVE_THRESHOLD = 30.0  # of the gain of a shift, as in `spans`
 IQR_FLOOR = 0.001  # of the level: a metric frozen in calm times is not infinitely surprising
+NOVELTY_FLOOR = 0.1  # of its new level: for a metric that was zero in calm times
 TARGET_MADS = 5.0  # with a target, only metrics further out than this are suspects
 
 
@@ -107,6 +110,7 @@ def rank_movers(
 def rank_culprits(
     data: pd.DataFrame,
     onset: Time,
+    kind: Kind = "gauge",
     *,
     target: Label | None = None,
     calls: Mapping[str, Sequence[str]] | None = None,
@@ -115,9 +119,11 @@ def rank_culprits(
     """Every column of the frame, the likeliest cause first.
 
     Shape:  n rows in time order, one column per metric; `onset` splits calm from incident (a
-            minute late does no harm); rows at or after `end` are left out.
-            target: the column that people complained about. Suspects must then leave their calm
-            median by more than 5 MAD, and are ranked by |correlation| with the target.
+            minute late does no harm); rows at or after `end` are left out. `kind` as in
+            `spans`: raw counters and buckets become rates and latencies first.
+            target: the column that people complained about. Suspects must then spend a tenth of
+            the incident more than 5 MAD from their calm median, and are ranked by |correlation|
+            with the target.
             calls: caller -> callees. A suspect is passed over for a moved callee beneath it. A
             column belongs to the service that names it, or that its name begins with.
     Unit:   free to differ per column; changing one changes nothing.
@@ -129,12 +135,11 @@ def rank_culprits(
     A rise beyond three inter-quartile ranges outranks any fall: faults add load, latency and
     errors, and falls are mostly victims waiting.
     """
-    frame = as_frame(data)
+    frame = signal_of(as_frame(data), kind)
     after = rows_between(frame.index, (onset, end))
     before = rows_between(frame.index, (None, onset))
     values = frame.to_numpy(dtype=float)
-    with np.errstate(all="ignore"):
-        shift, iqr, mads = _shifts(values, before, after)
+    shift, iqr, mads = _shifts(values, before, after)
     scores = shift / np.where(iqr > 0, iqr, np.inf)
     if target is None:
         correlation = np.full(len(scores), np.nan)
@@ -176,19 +181,22 @@ def rank_culprits(
 
 
 def _shifts(values: Floats, before: Rows, after: Rows) -> tuple[Floats, Floats, Floats]:
-    """Per column: the shift of the median, the floored IQR, the shift in floored MADs."""
+    """Per column: the shift of the median, the floored IQR, how many MADs a tenth strays."""
+    silent = ~(np.isfinite(values[before]).any(axis=0) & np.isfinite(values[after]).any(axis=0))
+    values = np.where(silent, 0.0, values)  # a column unseen on one side cannot be said to move
     calm, upset = values[before], values[after]
     if not len(calm) or not len(upset):
         zero = np.zeros(values.shape[1])
         return zero, zero, zero
-    low, middle, high = np.nan_to_num(np.nanpercentile(calm, [25, 50, 75], axis=0))
-    now = np.nanmedian(upset, axis=0)
-    shift = np.nan_to_num(now - middle)
-    level = np.maximum(np.abs(middle), np.nan_to_num(np.nanmedian(np.abs(values), axis=0)))
-    level = np.where(level > 0, level, np.nan_to_num(np.nanmax(np.abs(values), axis=0)))
-    iqr = np.maximum(high - low, IQR_FLOOR * level)
-    mad = np.nan_to_num(np.nanmedian(np.abs(calm - middle), axis=0)) * MAD_TO_SD
-    mads = np.abs(shift) / np.maximum(np.maximum(mad, IQR_FLOOR * level), 1e-300)
+    low, middle, high = np.nanpercentile(calm, [25, 50, 75], axis=0)
+    shift = np.nanmedian(upset, axis=0) - middle
+    floor = IQR_FLOOR * np.abs(middle)
+    # From nothing there is no level: what appears counts as ten ranges, whatever its unit.
+    floor = np.where(floor > 0, floor, NOVELTY_FLOOR * np.abs(shift))
+    iqr = np.maximum(high - low, floor)
+    mad = np.maximum(MAD_TO_SD * np.nanmedian(np.abs(calm - middle), axis=0), floor)
+    strays = np.nanquantile(np.abs(upset - middle), 0.9, axis=0)
+    mads = np.where(strays > 0, strays / np.maximum(mad, 1e-300), 0.0)
     return shift, iqr, mads
 
 

@@ -167,6 +167,22 @@ def typical_latency(raw: pd.DataFrame, cumulative_in_time: bool = True) -> pd.Da
     return pd.DataFrame(columns, index=index)
 
 
+def signal_of(frame: pd.DataFrame, kind: Kind) -> pd.DataFrame:
+    """What to look at for each kind: gauges and increases as they are, rates, typical latency.
+
+    Errors: ValueError for a kind that is not known, or a bucket column without a bound.
+    """
+    if kind == "counter":
+        return counter_increases(frame)
+    if kind in ("histogram", "bucket_increase"):
+        return typical_latency(frame, kind == "histogram")
+    if kind not in ("gauge", "increase"):
+        raise ValueError(
+            f"kind {kind!r} is none of gauge, counter, increase, histogram, bucket_increase"
+        )
+    return frame
+
+
 def filled(values: Floats) -> Floats:
     """Missing samples drawn straight between their neighbours, so that row numbers stay true."""
     known = np.flatnonzero(np.isfinite(values))

@@ -17,12 +17,11 @@ from tbforensics.signals import (
     Rows,
     Time,
     as_frame,
-    counter_increases,
     filled,
     period,
     robust_sd,
     rows_between,
-    typical_latency,
+    signal_of,
     without_season,
     without_spikes,
 )
@@ -31,6 +30,9 @@ THRESHOLD = 20.0  # of the gain of a scanned spell; chi-square-like, about four 
 EDGE_THRESHOLD = 34.0  # of its gain once its edges are fitted against the memory of the noise
 LOAD_COST = 1.3  # the load is taken out of a column unless that makes it this much noisier
 MOST_PEELED = 6  # columns that may move before nobody is left to tell the load
+ENOUGH_COUNTS = 2.0  # per row, below which others say too little about the load
+EDGE_ROWS = 12  # length of the neighbouring stretches that tell a jump from a drift
+SHARP = 6.0  # times the usual difference between neighbouring stretches
 STANDS_OUT = 1.4  # times the strength of the next best spell: what happens often is no incident
 BASELINE_ROWS = 8  # an onset needs this much calm before it to be called one
 
@@ -42,7 +44,7 @@ class Span:
     onset:    first row of the spell.
     recovery: first row back at the level; None when the data end before that.
     onset_interval, recovery_interval: where each lies with 95 % probability, both ends included.
-    label:    the column that left furthest; None for a Series.
+    label:    the column that left furthest; None for a Series, and when all columns left alike.
     ratio:    level (rate, latency) in the spell over that outside it, shared load taken out;
               NaN for a signal that is not positive, where only `difference` has a meaning.
     difference: the same as a difference, in the signal's unit (counts: per row).
@@ -96,7 +98,7 @@ def incident_spans(
             series a single far-off sample counts. `incident_span` asks for four.
     Errors: ValueError for a kind that is not known, or a bucket column without a bound.
     """
-    signal = _signal(as_frame(data), kind)
+    signal = signal_of(as_frame(data), kind)
     signal = signal.loc[:, signal.notna().sum() >= 2 * BASELINE_ROWS]
     rows, first = np.arange(len(signal)), BASELINE_ROWS
     if baseline is not None:
@@ -108,6 +110,8 @@ def incident_spans(
     spans: list[Span] = []
     while len(spans) <= at_most and len(rows) >= first + shortest and signal.shape[1]:
         found = _strongest(panel.at(rows), shortest, first)
+        if found is None and panel.shared:
+            found = _of_all(panel.at(rows), shortest, first)
         if found is None:
             break
         spans.append(_span(found, rows, signal, panel, single))
@@ -116,18 +120,6 @@ def incident_spans(
         ordinary = spans.pop().strength
         spans = [span for span in spans if span.strength > STANDS_OUT * ordinary]
     return spans[:at_most]
-
-
-def _signal(frame: pd.DataFrame, kind: Kind) -> pd.DataFrame:
-    if kind == "counter":
-        return counter_increases(frame)
-    if kind in ("histogram", "bucket_increase"):
-        return typical_latency(frame, kind == "histogram")
-    if kind not in ("gauge", "increase"):
-        raise ValueError(
-            f"kind {kind!r} is none of gauge, counter, increase, histogram, bucket_increase"
-        )
-    return frame
 
 
 @dataclass(frozen=True)
@@ -178,13 +170,16 @@ def _leans_less_in_logs(values: Floats) -> bool:
 def _span(spell: Spell, rows: Rows, signal: pd.DataFrame, panel: _Panel, single: bool) -> Span:
     index = signal.index
     ended = spell.end < len(rows)
-    values = signal.iloc[rows, spell.column].to_numpy(dtype=float)
+    together = spell.column < 0
+    seen = signal.iloc[rows]
+    whole = seen.sum(axis=1) if panel.counts else seen.median(axis=1)
+    values = (whole if together else seen.iloc[:, spell.column]).to_numpy(dtype=float)
     inside = values[spell.start : spell.end]
     outside = np.delete(values, slice(spell.start, spell.end))
     typical = np.nanmean if panel.counts else np.nanmedian
     level, normal = float(typical(inside)), float(typical(outside))
     ratio = float("nan")
-    if panel.counts or panel.logs[spell.column]:
+    if panel.counts or panel.logs[spell.column] or together:
         ratio = float(np.exp(spell.shift))
     elif np.nanmin(values) >= 0 and normal > 0:
         ratio = level / normal
@@ -197,7 +192,7 @@ def _span(spell: Spell, rows: Rows, signal: pd.DataFrame, panel: _Panel, single:
         recovery=at(spell.end) if ended else None,
         onset_interval=(at(spell.onset[0]), at(spell.onset[1])),
         recovery_interval=(at(spell.recovery[0]), at(spell.recovery[1])) if ended else None,
-        label=None if single else signal.columns[spell.column],
+        label=None if single or together else signal.columns[spell.column],
         ratio=ratio,
         difference=level - normal,
         strength=float(np.sqrt(spell.gain)),
@@ -242,6 +237,35 @@ def _strongest(panel: _Panel, shortest: int, first: int) -> Spell | None:
     return max(together, key=lambda s: abs(s.shift) * (1 - 1 / np.sqrt(s.gain)))
 
 
+def _of_all(panel: _Panel, shortest: int, first: int) -> Spell | None:
+    """The spell of the shared load itself, when no column stands out from it. Its column is -1."""
+    if panel.counts:
+        total = panel.values.sum(axis=1)
+        many = float(total.mean()) >= ENOUGH_COUNTS
+        common = np.log(total + 0.5) if many else total
+    else:
+        many = True
+        common = np.median(panel.values - np.median(panel.values, axis=0), axis=1)
+    common = without_season(common, period(common)) if many else common
+    alone = _Panel(common[:, None], np.array([many]), not many, False)
+    found = _strongest(alone, shortest, first)
+    # Load drifts by nature, so only a jump unlike its usual ups and downs is an incident.
+    if found is None or _sharpness(common, found.start, found.end) < SHARP:
+        return None
+    return replace(found, column=-1)
+
+
+def _sharpness(values: Floats, start: int, end: int) -> float:
+    """The jump at the onset over the usual difference between neighbouring stretches."""
+    width = min(EDGE_ROWS, end - start, start)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    at = np.arange(width, len(values) - width + 1)
+    jumps = (sums[at + width] - 2 * sums[at] + sums[at - width]) / width
+    near = np.abs(jumps[np.abs(at - start) <= width // 2])
+    usual = robust_sd(jumps)
+    return float(near.max() / usual) if usual > 0 and len(near) else 0.0
+
+
 def _against_load(panel: _Panel, moved: list[int]) -> tuple[Floats, Floats]:
     """What each column shows, and what it is measured against. Counts: own, own plus others."""
     values = panel.values
@@ -254,6 +278,7 @@ def _against_load(panel: _Panel, moved: list[int]) -> tuple[Floats, Floats]:
         pool = values[:, still].sum(axis=1, keepdims=True)
         pooled = values + np.maximum(pool - np.where(still, values, 0.0), 1e-9)
         helps = _unrest(values, pooled) < LOAD_COST * _unrest(values, alone)
+        helps &= (pooled - values).mean(axis=0) > ENOUGH_COUNTS
         return values, np.where(helps, pooled, alone)
     result = values.copy()
     centred = values - np.median(values, axis=0)

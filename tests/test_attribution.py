@@ -94,3 +94,21 @@ def test_a_cycle_in_the_call_graph_ends():
 
 def test_a_hundred_metrics_without_a_calm_part_are_ranked_anyway():
     assert len(rank_culprits(host({}), INDEX[0])) == 6
+
+
+def test_raw_counters_are_ranked_by_their_rates():
+    raw = host({"d": (200, 1.8)}).cumsum()
+    assert labels(rank_culprits(raw, INDEX[200], "counter"))[0] == "d"
+
+
+def test_a_metric_that_appears_from_nothing_does_not_drown_the_others():
+    frame = host({"d": (200, 3)})
+    frame["a"] = np.where(np.arange(300) < 200, 0.0, 1e-6)
+    assert labels(rank_culprits(frame, INDEX[200]))[:2] == ["d", "a"]
+
+
+def test_columns_without_samples_come_last():
+    frame = host({"d": (200, 3)})
+    frame["a"] = np.nan
+    frame["b"] = np.where(np.arange(300) < 200, np.nan, 5.0)
+    assert set(labels(rank_culprits(frame, INDEX[200]))[-2:]) == {"a", "b"}

@@ -141,3 +141,17 @@ def test_a_daily_curve_is_no_incident_and_hides_none():
     assert incident_spans(series) == []
     series.iloc[300:320] += 10
     assert [span.onset for span in incident_spans(series)] == [hours[300]]
+
+
+def test_when_all_labels_jump_together_the_span_names_none():
+    jump = np.where(np.arange(400) >= 250, 3.0, 1.0)
+    span = incident_span(levels().mul(jump, axis=0))
+    assert (span.label, span.onset, span.recovery) == (None, INDEX[250], None)
+    assert span.ratio == pytest.approx(3, rel=0.1)
+
+
+def test_one_label_that_counts_among_silent_ones_is_found():
+    failures = pd.DataFrame(0.0, INDEX, ["peer-0", "peer-1", "peer-2"])
+    failures.iloc[200:260, 1] = np.random.default_rng(4).poisson(3, 60)
+    span = incident_span(failures, "increase")
+    assert (span.label, span.onset, span.recovery) == ("peer-1", INDEX[200], INDEX[260])
