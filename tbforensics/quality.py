@@ -165,6 +165,7 @@ def doubts(incident: Incident, manifest: Manifest, evidence: Evidence) -> list[D
         *_holes(incident, evidence),
         *_resets(incident, evidence),
         *_frozen(incident, evidence),
+        *_scraped_twice(incident, evidence),
         *_provisional(manifest),
         *_quarantined(evidence),
         *_cut_short(evidence),
@@ -216,6 +217,18 @@ def _frozen(incident: Incident, evidence: Evidence) -> Iterator[Doubt]:
             window,
             "cleared" if share > UNSEEN_SHARE else "",
             ("up",),
+        )
+
+
+def _scraped_twice(incident: Incident, evidence: Evidence) -> Iterator[Doubt]:
+    for row in evidence.records(_TWICE, _edges(incident.span)):
+        names = row["queries"]
+        yield Doubt(
+            "scraped twice",
+            f"{row['source']}: {row['one']} and {row['other']} tell the same values of "
+            f"{', '.join(names[:4])}, as one exporter does that two jobs scrape: sums over both "
+            "count twice",
+            cites=tuple(names),
         )
 
 
@@ -360,6 +373,34 @@ FROM bad LEFT JOIN good ON good.source = bad.source AND good.file IS NOT DISTINC
 ORDER BY ALL
 """
 
+# Two targets of one exporter: the same labels but for the target, and the same values at three
+# moments that are far apart, although the values move in between.
+_TWICE = """
+WITH own AS (
+    SELECT sid, source, query, concat_ws(' ', labels['job'], labels['instance']) AS target,
+           list_sort([e for e in map_entries(labels) if e.key NOT IN ('job', 'instance')]) AS rest
+    FROM series WHERE metric <> 'up' AND NOT starts_with(metric, 'scrape_')
+),
+probes AS (
+    SELECT sid, count(DISTINCT value) AS moves,
+           arg_max(value, ts) FILTER (ts < $start::TIMESTAMPTZ + span / 4) AS a,
+           arg_max(value, ts) FILTER (ts < $start::TIMESTAMPTZ + span / 2) AS b,
+           arg_max(value, ts) FILTER (ts < $start::TIMESTAMPTZ + span * 3 / 4) AS c
+    FROM samples, (SELECT $end::TIMESTAMPTZ - $start::TIMESTAMPTZ AS span)
+    WHERE ts >= $start AND ts < $end AND isfinite(value)
+    GROUP BY sid
+)
+SELECT x.source, x.target AS one, y.target AS other,
+       list(DISTINCT x.query ORDER BY x.query) AS queries
+FROM own x JOIN probes p ON p.sid = x.sid
+JOIN own y ON y.source = x.source AND y.query = x.query AND y.rest = x.rest AND y.target > x.target
+JOIN probes q ON q.sid = y.sid
+WHERE p.moves > 3 AND q.moves > 3 AND p.a <> p.b AND p.b <> p.c
+  AND abs(p.a - q.a) <= 0.001 * abs(p.a) AND abs(p.b - q.b) <= 0.001 * abs(p.b)
+  AND abs(p.c - q.c) <= 0.001 * abs(p.c)
+GROUP BY ALL ORDER BY ALL
+"""
+
 # Each file that was read leaves a summary of how far it could be read.
 _CUT_SHORT = """
 SELECT source, query, value->>'$.file' AS file, value->>'$.stopped' AS stopped
@@ -375,7 +416,7 @@ moves AS (
            value IS DISTINCT FROM lag(value) OVER (PARTITION BY sid ORDER BY ts) AS moved
     FROM samples JOIN series USING (sid)
     WHERE ts >= $start AND ts < $end AND metric <> 'up'
-      AND metric NOT LIKE 'scrape\\_%' ESCAPE '\\' AND metric NOT LIKE 'ALERTS%'
+      AND NOT starts_with(metric, 'scrape_') AND NOT starts_with(metric, 'ALERTS')
 ),
 scrapes AS (
     SELECT source, target, ts, count(*) AS series, bool_or(moved) AS moved
