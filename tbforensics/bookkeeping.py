@@ -1,6 +1,6 @@
 """Does a settlement ledger add up? Findings from a node's audit log, balances, roots and history.
 
-The arithmetic is in `settlement_ledger`; here it is put into claims. What a node answers is true
+The arithmetic is in `ledger`; here it is put into claims. What a node answers is true
 at the moment of asking; only the audit log and the SLA history carry times of their own.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from tbforensics import settlement_ledger as ledger
+from tbforensics import ledger
 from tbforensics.model import Finding, Frames, Json, Window, utc_text
 from tbforensics.settlement import moment, number, objects
 
