@@ -6,12 +6,15 @@ manifest, the parameters, the findings and the report, each act chained to the o
 
 from __future__ import annotations
 
+import fcntl
 import getpass
 import hashlib
 import json
 import os
 import platform
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -24,6 +27,9 @@ from tbforensics.model import Capture, Incident, Json, Query, utc_text
 FORMAT = 1
 _LIBRARIES = ("duckdb", "numpy", "pandas", "pyarrow", "requests", "zstandard")
 _CHUNK_BYTES = 1 << 20
+_SEALED = ("custody.jsonl", "manifest.json", "parameters.yaml")
+_MADE = ("findings.json", "report.ipynb", "report.html")
+_PART = ("path", "bytes", "sha256")
 
 
 def tool_version() -> str:
@@ -152,10 +158,10 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest(
             asked_sha256=value["asked_sha256"],
             sealed_at=value["sealed_at"],
-            tool=value["tool"],
+            tool=dict(value["tool"]),
             queries=tuple(value["queries"]),
-            captures=tuple(Capture.from_json(capture) for capture in value["captures"]),
-            parts=tuple(value["evidence"]),
+            captures=tuple(_capture(capture) for capture in value["captures"]),
+            parts=tuple({name: part[name] for name in _PART} for part in value["evidence"]),
             sha256=hashlib.sha256(raw).hexdigest(),
         )
     except FileNotFoundError:
@@ -163,11 +169,18 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder.name} is no sealed case: it has no manifest.json",
             next_step="collect it first: tbforensics collect PARAMETERS",
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise EvidenceError(
-            f"manifest.json of {folder.name} cannot be read: {error}",
+            f"manifest.json of {folder.name} cannot be read: {type(error).__name__}: {error}",
             next_step="restore it from a copy of the case",
         ) from None
+
+
+def _capture(value: Mapping[str, Json]) -> Capture:
+    capture = Capture.from_json(value)
+    if capture.sha256 is not None and not re.fullmatch("[0-9a-f]{64}", capture.sha256):
+        raise ValueError(f"a capture of {capture.query} has a hash that is none")
+    return capture
 
 
 # --- the custody log -----------------------------------------------------------------------
@@ -176,18 +189,30 @@ def read_manifest(folder: Path) -> Manifest:
 def note_act(folder: Path, act: str, **facts: Json) -> None:
     """Append one act to `custody.jsonl`, chained to the one before."""
     path = folder / "custody.jsonl"
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    entry = {
-        "n": len(lines) + 1,
-        "time": utc_text(datetime.now(UTC)),
-        "act": act,
-        "by": os.environ.get("TBFORENSICS_USER") or _user(),
-        "tool": tool_version(),
-        "before": hashlib.sha256(lines[-1]).hexdigest() if lines else "",
-        **facts,
-    }
-    line = json.dumps(entry, sort_keys=True, ensure_ascii=False) + "\n"
-    write_atomically(path, b"".join([*lines, line.encode("utf-8")]))
+    with _alone(folder):
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        entry = {
+            "n": len(lines) + 1,
+            "time": utc_text(datetime.now(UTC)),
+            "act": act,
+            "by": os.environ.get("TBFORENSICS_USER") or _user(),
+            "tool": tool_version(),
+            "before": hashlib.sha256(lines[-1]).hexdigest() if lines else "",
+            **facts,
+        }
+        line = json.dumps(entry, sort_keys=True, ensure_ascii=False) + "\n"
+        write_atomically(path, b"".join([*lines, line.encode("utf-8")]))
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two acts at once wait for each other: the log is read and written as one."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _user() -> str:
@@ -211,7 +236,8 @@ def custody(folder: Path) -> list[Mapping[str, Json]]:
         try:
             entry = json.loads(line)
             sound = entry["n"] == number and entry["before"] == before and line.endswith(b"\n")
-        except (ValueError, KeyError, TypeError):
+            sound = sound and isinstance(entry.get("files", {}), dict)
+        except (ValueError, KeyError, TypeError, RecursionError):
             sound = False
         if not sound:
             raise EvidenceError(
@@ -245,6 +271,7 @@ class Check:
 
 def checks(folder: Path) -> Iterator[Check]:
     """Everything about a sealed case that hashes can prove, cheapest first, offline."""
+    yield _no_links(folder)
     try:
         acts = custody(folder)
     except EvidenceError as error:
@@ -258,17 +285,27 @@ def checks(folder: Path) -> Iterator[Check]:
         return
     yield _same("manifest", folder / "manifest.json", last_known(acts, "manifest.json"))
     yield _same("parameters", folder / "parameters.yaml", last_known(acts, "parameters.yaml"))
-    yield _raw(folder, manifest)
+    yield raw_replies(folder, manifest)
     yield _parts(folder, manifest)
-    for name in ("findings.json", "report.ipynb", "report.html"):
+    for name in _MADE:
         if expected := last_known(acts, name):
             yield _same(name, folder / name, expected)
         elif (folder / name).exists():
             yield Check(name, False, f"{name} is there, but the custody log does not know it")
 
 
+def _no_links(folder: Path) -> Check:
+    """A link leads to bytes that nobody sealed, and that may be others tomorrow."""
+    sealed = [folder / name for name in (*_SEALED, *_MADE, "raw", "evidence")]
+    found = [*sealed, *(p for tree in sealed[-2:] if tree.is_dir() for p in tree.rglob("*"))]
+    for path in sorted(path for path in found if path.is_symlink()):
+        name = path.relative_to(folder).as_posix()
+        return Check("files", False, f"{name} is a link; what it leads to was never sealed")
+    return Check("files", True, "no links")
+
+
 def _same(name: str, path: Path, expected: str | None) -> Check:
-    if not path.exists():
+    if not path.is_file():
         return Check(name, False, f"{path.name} is missing")
     if expected is None:
         return Check(name, False, f"the custody log has no hash for {path.name}")
@@ -278,7 +315,8 @@ def _same(name: str, path: Path, expected: str | None) -> Check:
     return Check(name, True, f"SHA-256 {found}")
 
 
-def _raw(folder: Path, manifest: Manifest) -> Check:
+def raw_replies(folder: Path, manifest: Manifest) -> Check:
+    """Whether every body that a capture names is here and is what came."""
     archive = Archive(folder)
     named = {capture.sha256: capture for capture in manifest.captures if capture.sha256}
     for sha256, capture in sorted(named.items()):
@@ -287,7 +325,8 @@ def _raw(folder: Path, manifest: Manifest) -> Check:
             return Check("raw replies", False, f"{what} is missing")
         if not archive.holds(sha256):
             return Check("raw replies", False, f"{what} does not give its hash: bytes were changed")
-    strangers = {path.name for path in archive.raw.iterdir()} - {f"{name}.zst" for name in named}
+    here = archive.raw.iterdir() if archive.raw.is_dir() else ()  # when nobody answered
+    strangers = {path.name for path in here} - {f"{name}.zst" for name in named}
     if strangers:
         return Check("raw replies", False, f"raw/{min(strangers)} is in no capture")
     return Check("raw replies", True, f"{len(named)} bodies of {len(manifest.captures)} captures")
@@ -296,6 +335,9 @@ def _raw(folder: Path, manifest: Manifest) -> Check:
 def _parts(folder: Path, manifest: Manifest) -> Check:
     sealed = {part["path"]: part["sha256"] for part in manifest.parts}
     found = {part["path"]: part["sha256"] for part in parts_of(folder)}
+    files = (p for p in (folder / "evidence").rglob("*") if not p.is_dir())
+    strangers = {path.relative_to(folder).as_posix(): "" for path in files}
+    found = {**strangers, **found}
     for path in sorted(sealed.keys() | found.keys()):
         if path not in found:
             return Check("evidence", False, f"{path} is missing")
