@@ -48,11 +48,12 @@ def make(kind: str) -> None:
         if "jsonrpc" in ports:
             state = NodeState(**scenario.node_state())
             stack.enter_context(StandInNode(state, port=ports["jsonrpc"]))
-        scenario.write_dumps(ROOT / "examples" / "dumps")
+        dumps = ROOT / scenario.PARAMETERS["sources"]["dumps"]["path"]
+        scenario.write_dumps(dumps)
         path = ROOT / "parameters" / f"{kind}.example.yaml"
         path.write_text(_yaml(scenario))
         case = case_of(parameters.read_parameters(path), ROOT)
-    shutil.rmtree(ROOT / "examples" / "dumps")
+    shutil.rmtree(dumps)
     renew_notebook(kind, scenario.PARAMETERS)
     print(f"{incident_id}: {case.assessment.verdict}")
 
