@@ -23,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from prometheus_server import serve
+from standin_explorer import StandInExplorer
 from standin_node import NodeState, StandInNode
 
 from tbforensics import parameters, report
@@ -42,12 +43,13 @@ def make(kind: str) -> None:
             if "url" in source
         }
         history = scenario.history()
-        stack.enter_context(
-            serve(folder, history, rules=scenario.RULES, port=ports["prometheus"])
-        )
+        stack.enter_context(serve(folder, history, rules=scenario.RULES, port=ports["prometheus"]))
         if "jsonrpc" in ports:
             state = NodeState(**scenario.node_state())
             stack.enter_context(StandInNode(state, port=ports["jsonrpc"]))
+        if "explorer" in ports:
+            replies = scenario.explorer_replies()
+            stack.enter_context(StandInExplorer(replies, port=ports["explorer"]))
         dumps = ROOT / scenario.PARAMETERS["sources"]["dumps"]["path"]
         scenario.write_dumps(dumps)
         path = ROOT / "parameters" / f"{kind}.example.yaml"
@@ -63,9 +65,7 @@ def renew_notebook(kind: str, values: dict[str, object]) -> None:
     path = ROOT / "notebooks" / f"{kind}.ipynb"
     notebook = nbformat.read(path, as_version=4)
     (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", ())]
-    hints = dict(
-        line.split("  # ", 1) for line in cell.source.splitlines() if "  # " in line
-    )
+    hints = dict(line.split("  # ", 1) for line in cell.source.splitlines() if "  # " in line)
     hints = {line.partition(" = ")[0]: hint for line, hint in hints.items()}
     given = {
         "baseline_start": "",
