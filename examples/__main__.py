@@ -50,7 +50,8 @@ def make(kind: str) -> None:
         if "explorer" in ports:
             replies = scenario.explorer_replies()
             stack.enter_context(StandInExplorer(replies, port=ports["explorer"]))
-        dumps = ROOT / scenario.PARAMETERS["sources"]["dumps"]["path"]
+        given = scenario.PARAMETERS["sources"].values()
+        dumps = ROOT / next(source["path"] for source in given if "path" in source)
         scenario.write_dumps(dumps)
         path = ROOT / "parameters" / f"{kind}.example.yaml"
         path.write_text(_yaml(scenario))
