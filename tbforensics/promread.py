@@ -39,7 +39,7 @@ VECTOR_FUNCTIONS = _words(
 )
 AGGREGATIONS = _words("sum avg min max count group stddev stdvar quantile")
 COMPARISONS = _words("== != > < >= <=")
-ARITHMETIC = _words("+ - * / % ^ atan2")
+ARITHMETIC = _words("+ - * / % ^")
 SET_OPERATORS = _words("and or unless")
 
 
