@@ -200,7 +200,8 @@ def test_long_logs_are_cut_and_the_rest_is_counted():
     ("value", "unit", "words"),
     [
         (1234567.0, "bytes", "1,234,567 bytes"),
-        (0.1234567, "1", "0.123457"),
+        (0.1234567, "1", "0.1235"),
+        (0.99176, "share of the rise", "99.2 % of the rise"),
         (1234.5678, "s", "1,234.57 s"),
         (float("nan"), "s", "not a number s"),
         (10**18, "wei", "1,000,000,000,000,000,000 wei"),

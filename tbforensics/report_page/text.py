@@ -65,8 +65,13 @@ def _escape(character: str, lines: bool) -> str:
     )
 
 
-def number(value: float | int, unit: str = "", *, digits: int = 6) -> str:
-    """A number to read: thousands apart, `digits` that count, its unit behind it."""
+def number(value: float | int, unit: str = "", *, digits: int = 4) -> str:
+    """A number to read: thousands apart, `digits` that count, its unit behind it.
+
+    A share of something is read in percent; the record keeps what was computed.
+    """
+    if unit.startswith("share of ") and math.isfinite(value):
+        return f"{100 * value:.1f} % {visible(unit.removeprefix('share '), limit=40)}"
     if isinstance(value, float) and not math.isfinite(value):
         text = "not a number" if math.isnan(value) else "infinity" if value > 0 else "-infinity"
     elif float(value).is_integer():
