@@ -105,7 +105,8 @@ def _records_covered(
     """A journal is written when something happens, so it covers what its lines span."""
     (row,) = evidence.records(
         "SELECT count(*) AS n, min(ts) AS first, max(ts) AS last FROM records "
-        "WHERE query = $query AND source = $source AND ts >= $start AND ts < $end",
+        "WHERE query = $query AND source = $source "
+        "AND ts >= $start::TIMESTAMPTZ_NS AND ts < $end::TIMESTAMPTZ_NS",
         {"query": query.name, "source": source, **_edges(window)},
     )
     if row["n"] == 0:
