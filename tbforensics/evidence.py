@@ -305,14 +305,16 @@ class Evidence:
     def records_of(self, query: str, span: Window) -> pd.DataFrame:
         """Records of one query in a span, and those without a time, in time order.
 
-        `value` as plain JSON objects.
+        `ts` to the nanosecond, `value` as plain JSON objects.
         """
         table = self.sql(
-            "SELECT * FROM records WHERE query = $query "
-            "AND (ts IS NULL OR (ts >= $start AND ts < $end)) "
+            "SELECT * FROM records WHERE query = $query AND (ts IS NULL OR "
+            "(ts >= $start::TIMESTAMPTZ_NS AND ts < $end::TIMESTAMPTZ_NS)) "
             "ORDER BY ts NULLS LAST, source, file, line, place",
             {"query": query, "start": span.start, "end": span.end},
         )
+        # DuckDB gives nanoseconds to pandas without the zone that it keeps them in.
+        table["ts"] = pd.DatetimeIndex(table["ts"]).tz_localize("UTC").as_unit("ns")
         table["value"] = [json.loads(value) for value in table["value"]]
         return table
 
