@@ -6,21 +6,16 @@ from typing import Any
 
 import pandas as pd
 
+from tbforensics.attribution import rank_movers
 from tbforensics.spans import incident_span
 
 
-def predict(frame: pd.DataFrame, kind: str) -> dict[str, Any]:
-    """What happened in `frame`: onset, recovery, culprit and ratio; or movers for "metrics"."""
+def predict(frame: pd.DataFrame, kind: Any) -> dict[str, Any]:
+    """Onset, recovery, culprit and ratio of the incident in `frame`; its movers for "metrics"."""
     if kind == "metrics":
-        from tbforensics.attribution import rank_movers
-
         return {"movers": [mover.label for mover in rank_movers(frame)]}
-    span = incident_span(frame, kind)  # type: ignore[arg-type]
+    span = incident_span(frame, kind)
     if span is None:
         return {"onset": None}
-    return {
-        "onset": span.onset,
-        "recovery": span.recovery,
-        "culprit": span.label,
-        "ratio": span.ratio,
-    }
+    ends = {"onset": span.onset, "recovery": span.recovery}
+    return ends | {"culprit": span.label, "ratio": span.ratio}

@@ -206,7 +206,7 @@ def without_spikes(values: Floats, width: int = 5, limit: float = 5.0) -> Floats
     """
     if len(values) < width:
         return values
-    middle = median_filter(values, size=width, mode="nearest")
+    middle = median_filter(values, size=width, mode="mirror")
     away = values - middle
     sd = robust_sd(away)
     return np.where(np.abs(away) > limit * sd, middle, values) if sd > 0 else values
