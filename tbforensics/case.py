@@ -51,7 +51,9 @@ class Case:
             coverage=tuple(
                 quality.coverage(self.incident, self.queries, self.manifest, self.evidence)
             ),
-            doubts=tuple(quality.doubts(self.incident, self.manifest, self.evidence)),
+            doubts=tuple(
+                quality.doubts(self.incident, self.queries, self.manifest, self.evidence)
+            ),
         )
 
     def _table(self, query: Query) -> pd.DataFrame:

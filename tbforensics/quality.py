@@ -160,11 +160,13 @@ def _witnessed(queries: Sequence[Query], rows: list[Coverage]) -> list[Coverage]
 # --- doubts --------------------------------------------------------------------------------
 
 
-def doubts(incident: Incident, manifest: Manifest, evidence: Evidence) -> list[Doubt]:
+def doubts(
+    incident: Incident, queries: Sequence[Query], manifest: Manifest, evidence: Evidence
+) -> list[Doubt]:
     """Everything about the evidence that limits what may be said, or is worth knowing."""
     return [
         *_holes(incident, evidence),
-        *_resets(incident, evidence),
+        *_resets(incident, queries, evidence),
         *_frozen(incident, evidence),
         *_scraped_twice(incident, evidence),
         *_provisional(manifest),
