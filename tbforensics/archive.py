@@ -49,16 +49,21 @@ class Archive:
         """Store a body as it streams in; its SHA-256 and its length in bytes.
 
         What raises while the chunks arrive leaves nothing behind.
+
+        Errors: EvidenceError when it cannot be written: that is our disk and not the source.
         """
-        self.raw.mkdir(parents=True, exist_ok=True)
         digest, length = hashlib.sha256(), 0
-        handle, temporary = tempfile.mkstemp(dir=self.raw, prefix=".arriving-")
+        try:
+            self.raw.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=self.raw, prefix=".arriving-")
+        except OSError as error:
+            raise _unwritable(error) from None
         try:
             with os.fdopen(handle, "wb") as file:
                 with zstandard.ZstdCompressor(level=_LEVEL).stream_writer(
                     file, closefd=False
                 ) as compressed:
-                    for chunk in chunks:
+                    for chunk in _arriving(chunks):
                         digest.update(chunk)
                         length += len(chunk)
                         compressed.write(chunk)
@@ -66,8 +71,12 @@ class Archive:
                 os.fsync(file.fileno())
             Path(temporary).chmod(0o644)
             Path(temporary).replace(self.path_of(digest.hexdigest()))
-        except BaseException:
+        except BaseException as error:
             Path(temporary).unlink(missing_ok=True)
+            if isinstance(error, _NotArrived):
+                raise error.reason from None
+            if isinstance(error, OSError):
+                raise _unwritable(error) from None
             raise
         return digest.hexdigest(), length
 
@@ -121,16 +130,19 @@ class Archive:
     # --- the journal of a collection ------------------------------------------------------
 
     def record(self, capture: Capture) -> Capture:
-        """Append to the journal, on disk before this returns."""
+        """Append to the journal, on disk before this returns. Errors: as `keep`."""
         line = json.dumps(capture.to_json(), sort_keys=True).encode() + b"\n"
-        with self._lock, self._journal.open("a+b") as journal:
-            if journal.seek(0, os.SEEK_END):
-                journal.seek(-1, os.SEEK_END)
-                if journal.read(1) != b"\n":  # torn by a crash: it must not take this line along
-                    line = b"\n" + line
-            journal.write(line)
-            journal.flush()
-            os.fsync(journal.fileno())
+        try:
+            with self._lock, self._journal.open("a+b") as journal:
+                if journal.seek(0, os.SEEK_END):
+                    journal.seek(-1, os.SEEK_END)
+                    if journal.read(1) != b"\n":  # torn by a crash: it must not take this along
+                        line = b"\n" + line
+                journal.write(line)
+                journal.flush()
+                os.fsync(journal.fileno())
+        except OSError as error:
+            raise _unwritable(error) from None
         return capture
 
     def recorded(self) -> list[Capture]:
@@ -148,8 +160,33 @@ class Archive:
     def close_journal(self) -> None:
         """The manifest says it all from here on."""
         self._journal.unlink(missing_ok=True)
+        self.drop_leftovers()
+
+    def drop_leftovers(self) -> None:
+        """What was arriving when a process died."""
         for leftover in self.raw.glob(".arriving-*"):
-            leftover.unlink()
+            leftover.unlink(missing_ok=True)
+
+
+class _NotArrived(Exception):
+    """What the sender did; kept apart from what the disk does."""
+
+    def __init__(self, reason: OSError) -> None:
+        self.reason = reason
+
+
+def _arriving(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    try:
+        yield from chunks
+    except OSError as error:
+        raise _NotArrived(error) from None
+
+
+def _unwritable(error: OSError) -> EvidenceError:
+    return EvidenceError(
+        f"a reply cannot be kept: {error.strerror or error}",
+        next_step="make room, or allow writing there, and run again: what was captured is kept",
+    )
 
 
 def _damaged(path: Path, capture: Capture) -> EvidenceError:

@@ -13,7 +13,7 @@ from prometheus_pandas.query import Prometheus
 
 from tbforensics import assess, collect, frames, manifest, parameters, plugins, quality
 from tbforensics.archive import Archive
-from tbforensics.errors import EvidenceError
+from tbforensics.errors import EvidenceError, ForensicsError
 from tbforensics.evidence import Evidence
 from tbforensics.model import Assessment, Capture, Frames, Incident, Json, Query, Shape
 from tbforensics.wire import replay_session
@@ -33,7 +33,18 @@ class Case:
         self.kind = plugins.load_kind(self.incident.kind)
         self.queries = collect.catalogue(self.kind, self.incident.sources)
         self.archive = Archive(folder)
+        self._refuse_other_parts()
         self.evidence = Evidence(folder)
+
+    def _refuse_other_parts(self) -> None:
+        """Evidence that went missing would read as silence; more of it, as something seen."""
+        sealed = {str(part["path"]) for part in self.manifest.parts}
+        if other := sorted(sealed.symmetric_difference(manifest.part_paths(self.folder))):
+            word = "missing" if other[0] in sealed else "not in the manifest"
+            raise EvidenceError(
+                f"{self.folder.name} cannot be opened: {other[0]} is {word}",
+                next_step=f"make the evidence anew: tbforensics rebuild {self.folder}",
+            )
 
     # --- what was seen --------------------------------------------------------------------
 
@@ -172,9 +183,13 @@ def open_case(folder: Path | str) -> Case:
 
 
 def find_home(start: Path | None = None) -> Path:
-    """The project folder: the nearest one upwards that holds `incidents/`, else where we are."""
-    here = (start or Path.cwd()).resolve()
-    return next((p for p in (here, *here.parents) if (p / "incidents").is_dir()), here)
+    """The project folder: the nearest one upwards that holds `incidents/`, else where we are.
+
+    A parameters file of a new project lies in `parameters/`, which is not where cases belong.
+    """
+    here = Path.cwd()
+    below = (start or here).resolve()
+    return next((p for p in (below, *below.parents) if (p / "incidents").is_dir()), here)
 
 
 def investigate(**flat: Json) -> Case:
@@ -241,18 +256,36 @@ def prove(folder: Path, *, recompute: bool = False) -> Iterator[manifest.Check]:
         yield check
     if not sound:
         return  # what does not hash right would be computed from something else
-    opened = open_case(folder)
+    try:
+        opened = open_case(folder)
+    except ForensicsError as error:
+        yield manifest.Check("opened", False, error.what)
+        return
+    yield _same_question(opened)
     if recompute:
         yield _rebuilt(opened)
-    recorded = (folder / "findings.json").read_bytes()
-    if opened.findings_json() == recorded:
+    path = folder / "findings.json"
+    if not path.exists():
+        yield manifest.Check("findings recomputed", True, "none are recorded yet")
+        return
+    if opened.findings_json() == path.read_bytes():
         yield manifest.Check("findings recomputed", True, "byte for byte as recorded")
         return
-    made, here = opened.manifest.tool["version"], manifest.tool_version()
     detail = "the evidence gives other findings than findings.json"
-    if made != here:
-        detail += f"; it was made by version {made}, this is {here}"
-    yield manifest.Check("findings recomputed", False, detail)
+    yield manifest.Check("findings recomputed", False, detail + _other_version(opened))
+
+
+def _same_question(opened: Case) -> manifest.Check:
+    """`parameters.yaml` may be amended, but never into another question."""
+    if opened.incident.digest == opened.manifest.asked_sha256:
+        return manifest.Check("question", True, "the parameters ask what was sealed")
+    detail = "parameters.yaml asks something else than what was sealed"
+    return manifest.Check("question", False, detail + _other_version(opened))
+
+
+def _other_version(opened: Case) -> str:
+    made, here = opened.manifest.tool.get("version"), manifest.tool_version()
+    return "" if made == here else f"; it was sealed by version {made}, this is {here}"
 
 
 def _rebuilt(opened: Case) -> manifest.Check:

@@ -7,6 +7,7 @@ failed part way.
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from tbforensics.model import Capture, Incident
 
 MISSING_EVIDENCE, FAILED_NOTEBOOK = 3, 4
+# What no program can help: the disk is full or shut, or may not be read.
+_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class _Errors(click.Group):
@@ -31,6 +34,12 @@ class _Errors(click.Group):
             return super().invoke(context)
         except ForensicsError as error:
             click.echo(_inert(str(error)), err=True)
+            context.exit(1)
+        except OSError as error:
+            if error.errno not in _OF_THE_MACHINE:
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            click.echo(_inert(f"{where}{error.strerror}"), err=True)
             context.exit(1)
 
 

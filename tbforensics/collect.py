@@ -6,12 +6,15 @@ interrupted collection leaves that folder; the next one asks only what was not a
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -31,41 +34,56 @@ def collect(incident: Incident, home: Path, report: Report = lambda capture: Non
     """Ask every source of the incident once and seal the answers; the case's folder.
 
     A source that fails lowers coverage and is on record; it does not stop the others.
-    `report` is called with each capture as it arrives, from several threads.
+    `report` is called with each capture as it arrives, from several threads. Files that the
+    parameters name are found from `home`, wherever the command was given.
 
     Errors: ParametersError for credentials that cannot be read, before anything is asked.
-            EvidenceError when the case is there already, or another run is collecting it.
+            EvidenceError when the case is there already, another run is collecting it, or it
+            cannot be written; what was captured is kept for the next run.
     """
     folder = home / "incidents" / incident.id
-    if folder.exists():
-        raise EvidenceError(
-            f"incidents/{incident.id} is sealed already",
-            next_step="use it, or give the new question another incident_id",
-        )
+    _refuse_sealed(folder)
     credentials = {
         source.name: read_credentials(
-            source.name, Path(source.http_config) if source.http_config else None
+            source.name, home / source.http_config if source.http_config else None
         )
         for source in incident.sources
     }
     partial = folder.with_name(f".{incident.id}.collecting")
-    with _alone(partial, incident):
-        archive = Archive(partial)
-        queries = catalogue(plugins.load_kind(incident.kind), incident.sources)
-        captures = _ask_all(incident, queries, archive, credentials, report)
-        build(partial, incident, captures)
-        (partial / "parameters.yaml").write_bytes(to_yaml(incident))
-        archive.close_journal()
-        manifest.seal(partial, incident, queries, captures)
-        files = {
-            name: manifest.sha256_of(partial / name)
-            for name in ("manifest.json", "parameters.yaml")
-        }
-        manifest.note_act(partial, "sealed", files=files, captures=len(captures))
-        (partial / ".lock").unlink()
-        partial.rename(folder)
-    evidence.write_views(folder)
+    try:
+        with _alone(partial, incident):
+            _refuse_sealed(folder)  # another run may have sealed it since
+            archive = Archive(partial)
+            archive.drop_leftovers()
+            queries = catalogue(plugins.load_kind(incident.kind), incident.sources)
+            captures = _ask_all(incident, home, queries, archive, credentials, report)
+            build(partial, incident, captures)
+            evidence.write_views(partial)
+            (partial / "parameters.yaml").write_bytes(to_yaml(incident))
+            manifest.seal(partial, incident, queries, captures)
+            files = {
+                name: manifest.sha256_of(partial / name)
+                for name in ("manifest.json", "parameters.yaml")
+            }
+            manifest.note_act(partial, "sealed", files=files, captures=len(captures))
+            partial.rename(folder)
+            # Not before: until here, a run that dies leaves all that the next one needs.
+            Archive(folder).close_journal()
+            (folder / ".lock").unlink()
+    except OSError as error:
+        raise EvidenceError(
+            f"incidents/{incident.id} cannot be written: {error.strerror or error}",
+            next_step="make room, or allow writing there, and run again: what was captured is kept",
+        ) from None
     return folder
+
+
+def _refuse_sealed(folder: Path) -> None:
+    if folder.exists():
+        raise EvidenceError(
+            f"incidents/{folder.name} is sealed already",
+            next_step="use it, or give the new question another incident_id",
+        )
 
 
 def catalogue(kind: Kind, sources: Sequence[SourceConfig]) -> tuple[Query, ...]:
@@ -92,6 +110,8 @@ def _parsed(capture: Capture, source: Source, archive: Archive) -> Iterator[tupl
     try:
         with archive.open(capture) as body:
             yield from source.parse(capture, body)
+    except EvidenceError:
+        raise  # the archive lost or damaged the reply: no word about the reply itself
     except Exception as error:  # evidence is hostile: what breaks a parser is set aside, with why
         record = {
             "source": capture.source,
@@ -105,12 +125,21 @@ def rebuild(folder: Path, incident: Incident) -> None:
     """Make `evidence/` and `evidence.duckdb` of a sealed case anew from `raw/`.
 
     The old evidence stays until the new one is whole.
+
+    Errors: EvidenceError when `raw/` is not what was sealed; the old evidence stays then.
     """
+    sealed = manifest.read_manifest(folder)
+    replies = manifest.raw_replies(folder, sealed)
+    if not replies.holds:
+        raise EvidenceError(
+            f"{folder.name} cannot be rebuilt: {replies.detail}",
+            next_step="restore raw/ from a copy of the case",
+        )
     fresh = folder / ".rebuilding"
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir()
     (fresh / "raw").symlink_to((folder / "raw").resolve())
-    build(fresh, incident, manifest.read_manifest(folder).captures)
+    build(fresh, incident, sealed.captures)
     shutil.rmtree(folder / "evidence", ignore_errors=True)
     (fresh / "evidence").rename(folder / "evidence")
     shutil.rmtree(fresh)
@@ -119,6 +148,7 @@ def rebuild(folder: Path, incident: Incident) -> None:
 
 def _ask_all(
     incident: Incident,
+    home: Path,
     queries: Sequence[Query],
     archive: Archive,
     credentials: dict[str, Credentials],
@@ -128,22 +158,40 @@ def _ask_all(
         source = plugins.load_source(config.type)
         client = Client(config, archive, credentials[config.name], source.manners)
         asked = [query for query in queries if query.source == config.type]
-        captures = []
+        captures: list[Capture] = []
         try:
-            for capture in source.fetch(asked, incident, source.options(**config.options), client):
+            options = _from_home(source.options(**config.options), home)
+            for capture in source.fetch(asked, incident, options, client):
                 captures.append(capture)
                 report(capture)
+        except EvidenceError:
+            raise  # the archive cannot be written or read: that is no failure of the source
         except Exception as error:  # our bug in one source must not cost the others' evidence
             words = f"{type(error).__name__}: {error}"[:500]
+            whole = {capture.query for capture in captures[:-1]} - {
+                capture.query
+                for capture in captures[-1:]  # more of it may have been to come
+            }
+            names = dict.fromkeys([*(q.name for q in asked), *(c.query for c in captures[-1:])])
             captures += [
-                client.fail(query=q.name, role="", request={}, error=words)
-                for q in asked
-                if q.name not in {capture.query for capture in captures}
+                client.fail(query=name, role="", request={}, error=words)
+                for name in names
+                if name not in whole
             ]
+        finally:
+            client.session.close()
         return captures
 
     with ThreadPoolExecutor(max_workers=max(1, len(incident.sources))) as pool:
         return [capture for captures in pool.map(ask, incident.sources) for capture in captures]
+
+
+def _from_home(options: Any, home: Path) -> Any:
+    """A source's options with the files that they name found from the project's folder."""
+    names = (field.name for field in dataclasses.fields(options))
+    named = {name: getattr(options, name) for name in names if re.search("(^|_)(path|file)$", name)}
+    found = {name: str(home / Path(path).expanduser()) for name, path in named.items() if path}
+    return dataclasses.replace(options, **found)
 
 
 @contextmanager

@@ -244,10 +244,15 @@ def write_views(folder: Path) -> None:
     """`evidence.duckdb`: views with relative paths, for any DuckDB started in the case folder."""
     path = folder / "evidence.duckdb"
     path.unlink(missing_ok=True)
-    with duckdb.connect(str(path)) as connection:
-        connection.execute("SET file_search_path = " + _quoted(str(folder.resolve())))
-        for view in _views(folder, ""):
-            connection.execute(view)
+    try:
+        with duckdb.connect(str(path)) as connection:
+            connection.execute("SET file_search_path = " + _quoted(str(folder.resolve())))
+            for view in _views(folder, ""):
+                connection.execute(view)
+    except duckdb.Error as error:
+        raise EvidenceError(
+            f"{path.name} cannot be written: {error}", next_step="make room and run again"
+        ) from None
 
 
 class Evidence:
@@ -259,7 +264,7 @@ class Evidence:
         self._connection.execute("SET TimeZone = 'UTC'")
         self._connection.execute(f"SET allowed_directories = [{_quoted(str(root / 'evidence'))}]")
         for view in _views(root, f"{root}/"):
-            self._connection.execute(view)
+            self._execute(view, ())  # a part that is no Parquet is told in words
         for lock in ("enable_external_access = false", "lock_configuration = true"):
             self._connection.execute(f"SET {lock}")
 

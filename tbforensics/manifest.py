@@ -101,12 +101,18 @@ def parts_of(folder: Path) -> list[dict[str, Json]]:
     """Every part of the evidence with its hash, in the order of their paths."""
     return [
         {
-            "path": p.relative_to(folder).as_posix(),
-            "bytes": p.stat().st_size,
-            "sha256": sha256_of(p),
+            "path": path,
+            "bytes": (folder / path).stat().st_size,
+            "sha256": sha256_of(folder / path),
         }
-        for p in sorted((folder / "evidence").rglob("*.parquet"))
+        for path in part_paths(folder)
     ]
+
+
+def part_paths(folder: Path) -> list[str]:
+    """Where the parts of the evidence are, below the case's folder."""
+    found = sorted((folder / "evidence").rglob("*.parquet"))
+    return [path.relative_to(folder).as_posix() for path in found]
 
 
 def seal(

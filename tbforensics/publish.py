@@ -18,6 +18,7 @@ def publish(case: Case, home: Path) -> str:
 
     Errors: ReportError when there is no notebook for the kind, or nothing can be written.
     """
+    _refuse_elsewhere(case, home)
     executed = case.folder / "report.ipynb"
     failure = report.execute(
         notebook_of(case.incident.kind, home), executed, parameters.flat(case.incident), cwd=home
@@ -41,6 +42,16 @@ def publish(case: Case, home: Path) -> str:
     files = {name: manifest.sha256_of(case.folder / name) for name in names}
     manifest.note_act(case.folder, "rendered", files=files, failure=failure)
     return failure
+
+
+def _refuse_elsewhere(case: Case, home: Path) -> None:
+    """The notebook opens `incidents/<id>` of the project; were it not there, it would ask anew."""
+    place = home / "incidents" / case.incident.id
+    if not (place.exists() and place.samefile(case.folder)):
+        raise ReportError(
+            f"{case.folder.name} does not lie in incidents/{case.incident.id} of a project",
+            next_step=f"put it there; to look at it here, use tbforensics verify {case.folder}",
+        )
 
 
 def notebook_of(kind: str, home: Path) -> Path:
