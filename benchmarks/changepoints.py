@@ -84,7 +84,8 @@ def read_folder(folder: Path) -> Iterator[tuple[str, pd.Series, Annotations]]:
     annotations = json.loads(notes.read_text())
     for path in sorted(folder.rglob("*.json")):
         data = json.loads(path.read_text()) if path != notes else {}
-        if data.get("name") in annotations and len(data["series"]) == 1:
+        known = isinstance(data, dict) and data.get("name") in annotations
+        if known and len(data["series"]) == 1:
             raw = pd.Series(data["series"][0]["raw"], dtype=float)
             yield data["name"], raw, annotations[data["name"]]
 
