@@ -20,6 +20,8 @@ ROOMS = [
     "theblock",
     # instruments: keeping, asking, reading
     *("archive", "credentials", "replay", "wire", "manifest", "evidence"),
+    # instruments: what was handed over encrypted
+    *("givensecrets", "envelopes", "logcipher"),
     *("promql", "promjson", "promrows", "logstream", "logrows", "loglines", "logtables"),
     *("frames", "quality"),
     # instruments: alert rules
@@ -48,6 +50,8 @@ DOORS = {  # each outside library enters by one door, or by the few that are nam
     "nbconvert": {"report", "report_page"},
     "click": {"cli"},
     "zstandard": {"archive", "logstream"},
+    "cryptography": {"envelopes", "logcipher"},
+    "pyrage": {"envelopes"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
