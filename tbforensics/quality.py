@@ -194,10 +194,10 @@ def _holes(incident: Incident, evidence: Evidence) -> Iterator[Doubt]:
             )
 
 
-def _resets(incident: Incident, evidence: Evidence) -> Iterator[Doubt]:
-    for row in evidence.records(
-        _RESETS, {"gauges": list(GAUGES_NAMED_TOTAL), **_edges(incident.span)}
-    ):
+def _resets(incident: Incident, queries: Sequence[Query], evidence: Evidence) -> Iterator[Doubt]:
+    asked = [query.name for query in queries if query.shape is Shape.GAUGE]
+    gauges = {"gauges": list(GAUGES_NAMED_TOTAL), "asked_as_gauges": asked}
+    for row in evidence.records(_RESETS, {**gauges, **_edges(incident.span)}):
         names = row["queries"]
         more = f" and {len(names) - 4} more" if len(names) > 4 else ""
         yield Doubt(
@@ -357,7 +357,8 @@ SELECT source, target, ts, list(DISTINCT query ORDER BY query) AS queries FROM (
            lag(value) OVER (PARTITION BY sid ORDER BY ts) AS before
     FROM samples JOIN series USING (sid)
     WHERE metric SIMILAR TO '.*_(total|count|sum|bucket)'
-      AND NOT list_contains($gauges, metric) AND ts >= $start AND ts < $end
+      AND NOT list_contains($gauges, metric)
+      AND NOT list_contains($asked_as_gauges::VARCHAR[], query) AND ts >= $start AND ts < $end
 ) WHERE value < before
 GROUP BY ALL ORDER BY ALL
 """
