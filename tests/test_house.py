@@ -24,6 +24,8 @@ ROOMS = [
     *("givensecrets", "envelopes", "logcipher"),
     *("promql", "promjson", "promrows", "logstream", "logrows", "loglines", "logtables"),
     *("frames", "quality"),
+    # instruments: what subsidies are due, epoch by epoch
+    *("nodes", "epochs", "govacts", "issuance", "subsidies", "subsidy_tables"),
     # instruments: alert rules
     *("promread", "promseries", "promranges", "promvectors", "promfunctions", "promeval"),
     *("alertrules", "alertreplay", "alertchecks", "alerts"),

@@ -1,0 +1,264 @@
+"""The small tables behind the claims of a subsidy report: plain rows, one job each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from tbforensics import issuance
+from tbforensics.contributions import Contributions
+from tbforensics.govacts import Act
+from tbforensics.issuance import PARAMETERS, SYMBOLS, WORK, Due, Effects
+from tbforensics.model import Frames, Json, Window
+from tbforensics.nodes import between, by_node
+from tbforensics.signals import Floats
+from tbforensics.subsidies import Ledger, Receipts, history, per_epoch, retunes, settings_of
+
+Rows = list[dict[str, Json]]
+Setting = set[tuple[int, ...]]
+
+
+def effect_rows(frames: Frames, ledger: Ledger, during: Window) -> tuple[Rows, Effects]:
+    """Volume and multiplier effect of each kind of work against the baseline's pace, and of all.
+
+    `expected` is the baseline scaled to the steps of `during`. Rows add up to the whole.
+    """
+    before = issuance.booked(ledger.accounts, frames.baseline.start, frames.baseline.end)
+    after = issuance.booked(ledger.accounts, during.start, during.end)
+    share = ledger.share(during, frames.baseline)
+    parts = issuance.book_effects(before, after, share, ledger.levels(frames.baseline, during))
+    rows: Rows = []
+    for work in WORK:
+        own = {cell: part for cell, part in parts.items() if cell[1] == work}
+        if not own:
+            continue
+        was, now = issuance.total(before, work), issuance.total(after, work)
+        part = sum(own.values(), issuance.NOTHING)
+        lead = max(own, key=lambda cell: (abs(own[cell].change), cell))
+        rows.append(
+            {
+                "work": work,
+                "unit": "ms" if work == "cpu" else "bytes",
+                "units_expected": round(share * was.units),
+                "units": now.units,
+                "multiplier_before": _quotient(was),
+                "multiplier": _quotient(now),
+                "issued_expected": round(share * was.issued),
+                "issued": now.issued,
+                "by_volume": part.volume,
+                "by_multiplier": part.multiplier,
+                "change": part.change,
+                "most_on": lead[0],
+            }
+        )
+    return rows, sum(parts.values(), issuance.NOTHING)
+
+
+def _quotient(due: Due) -> float | None:
+    return due.issued / due.units if due.units else None
+
+
+def noise_rows(ledger: Ledger) -> tuple[Rows, dict[str, int]]:
+    """Published against raw multipliers, epoch by epoch; and how often each moved or was below 0.
+
+    Counts: "boundaries", "published_moved", "raw_moved", "published_below", "raw_below".
+    """
+    raw, told = (per_epoch(ledger, table) for table in (ledger.raw, ledger.published))
+    cells = [cell for cell in told.columns if cell in raw.columns]
+    if len(told) < 2 or not cells:
+        return [], {}
+    rows: Rows = []
+    for work in WORK:
+        own = [cell for cell in cells if cell[1] == work]
+        if own:
+            inner, outer = raw[own].to_numpy(dtype=float), told[own].to_numpy(dtype=float)
+            rows.append(
+                {
+                    "multiplier": SYMBOLS[work],
+                    "work": work,
+                    "raw_lowest": float(np.nanmin(inner)),
+                    "raw_highest": float(np.nanmax(inner)),
+                    "published_lowest": float(np.nanmin(outer)),
+                    "published_highest": float(np.nanmax(outer)),
+                    "epochs_below_zero": int((outer < 0).any(axis=1).sum()),
+                    "typically_off_by": float(np.nanmedian(np.abs(outer - inner))),
+                }
+            )
+    return rows, {
+        "boundaries": len(told) - 1,
+        "published_moved": _moves(told[cells]),
+        "raw_moved": _moves(raw[cells]),
+        "published_below": int((told[cells] < 0).any(axis=1).sum()),
+        "raw_below": int((raw[cells] < 0).any(axis=1).sum()),
+    }
+
+
+def _moves(table: pd.DataFrame) -> int:
+    return int((table.diff().iloc[1:].fillna(0.0) != 0).any(axis=1).sum())
+
+
+def multiplier_rows(
+    frames: Frames, ledger: Ledger, during: Window, acts: Sequence[Act], moved_ratio: float
+) -> Rows:
+    """Which multipliers left their calm level, beyond what they stray by themselves."""
+    rows: Rows = []
+    for work in WORK:
+        cells = [cell for cell in ledger.raw.columns if cell[1] == work]
+        calm, upset = (
+            _finite(between(ledger.raw[cells], part)) for part in (frames.baseline, during)
+        )
+        if not len(calm) or not len(upset):
+            continue
+        before, after = float(np.median(calm)), float(np.median(upset))
+        strays = float(np.abs(calm - before).max())
+        act = next((a for a in acts if a.key == PARAMETERS[work]), None)
+        rows.append(
+            {
+                "multiplier": SYMBOLS[work],
+                "work": work,
+                "baseline": before,
+                "strays_by": strays,
+                "spell": after,
+                "moved": abs(after - before) > max(strays, moved_ratio * abs(before)),
+                "act": f"{act.key} set to {act.new}" if act else "none seen",
+            }
+        )
+    return rows
+
+
+def _finite(table: pd.DataFrame) -> Floats:
+    values = table.to_numpy(dtype=float).ravel()
+    return np.asarray(values[np.isfinite(values)])
+
+
+def raw_around(ledger: Ledger, key: str, moment: pd.Timestamp) -> dict[str, Json]:
+    """The raw multiplier that an act names, half an epoch before and one and a half after."""
+    work = next((work for work, name in PARAMETERS.items() if name == key), None)
+    cells = [cell for cell in ledger.raw.columns if cell[1] == work]
+    if not cells:
+        return {}
+    levels = ledger.raw[cells].ffill().median(axis=1)
+    half = pd.Timedelta(seconds=ledger.dating.epoch_s / 2)
+    before, after = levels[: moment - half], levels[: moment + 3 * half]
+    return {
+        "raw_before": float(before.iloc[-1]) if len(before) else None,
+        "raw_after": float(after.iloc[-1]) if len(after) else None,
+    }
+
+
+def record_rows(frames: Frames, ledger: Ledger) -> tuple[Rows, tuple[str, ...]]:
+    """Explorer, journal and gauges held against each other; and which of them say anything."""
+    told: dict[str, Mapping[int, Setting]] = {
+        "subsidy_history": history(frames),
+        "gov_events": retunes(frames),
+    }
+    if ledger.basis == "raw":
+        numbers = {epoch.start: epoch.number for epoch in ledger.dating.epochs}
+        shown = settings_of(ledger.published, list(numbers))
+        told["multipliers"] = {
+            number: set(shown[start])
+            for start, number in numbers.items()
+            if number is not None and start in shown
+        }
+    names = tuple(name for name, epochs in told.items() if epochs)
+    rows: Rows = []
+    for place, one in enumerate(names):
+        for other in names[place + 1 :]:
+            shared = sorted(told[one].keys() & told[other].keys())
+            apart = [epoch for epoch in shared if not told[one][epoch] & told[other][epoch]]
+            if shared:
+                rows.append(
+                    {
+                        "record": one,
+                        "against": other,
+                        "epochs_in_both": len(shared),
+                        "agree": len(shared) - len(apart),
+                        "first_apart": apart[0] if apart else None,
+                    }
+                )
+    return rows, names
+
+
+# --- who worked ----------------------------------------------------------------------------
+
+_SIGNS: tuple[tuple[str, str, tuple[str, ...], str, str], ...] = (
+    # query, label, values of it (none for all), how it is counted, what it speaks for
+    ("reads_denied", "reason", ("limit",), "per min", "abuse"),
+    ("industrial_rejected", "reason", ("fair_share", "burst_exhausted"), "per min", "abuse"),
+    ("industrial_rejected", "reason", ("comfort_guard", "capacity"), "per min", "load"),
+    ("industrial_deferred", "", (), "per min", "load"),
+    ("industrial_backlog", "", (), "level", "load"),
+    ("industrial_utilization", "", (), "level", "load"),
+    ("industrial_admitted", "", (), "per min", "demand"),
+)
+
+
+def traffic_rows(frames: Frames, during: Window, times: float) -> tuple[Rows, tuple[str, ...]]:
+    """Signs of abuse, of load beyond capacity and of demand; and the queries that showed any."""
+    rows: Rows = []
+    cites: dict[str, None] = {}
+    for query, label, values, how, speaks in _SIGNS:
+        table = by_node(frames[query], label)
+        own = table[[cell for cell in table.columns if not values or cell[1] in values]]
+        if own.empty:
+            continue
+        if how == "level":
+            signal = own.mean(axis=1)
+        else:
+            signal = own.sum(axis=1, min_count=1) * 60.0 / frames.step_s
+        calm, now = (float(between(signal, part).mean()) for part in (frames.baseline, during))
+        if math.isnan(calm) or math.isnan(now):
+            continue
+        cites[query] = None
+        rows.append(
+            {
+                "sign": query + (f" ({', '.join(values)})" if values else ""),
+                "counted": how,
+                "baseline": calm,
+                "spell": now,
+                "rose": now > times * calm,
+                "speaks_for": speaks,
+            }
+        )
+    return rows, tuple(cites)
+
+
+def provider_rows(
+    parts: Contributions, found: Receipts, during: Window, per_min: float, most: int
+) -> Rows:
+    """What each provider's receipts add to the rise, the largest first."""
+    table = found.table[(found.table["ts"] >= during.start) & (found.table["ts"] < during.end)]
+    own = dict(iter(table.groupby("provider")))
+    none = table.iloc[:0]
+    return [
+        {
+            "provider": str(part.label) or "(none)",
+            "receipts": len(own.get(part.label, none)),
+            "cpu_ms": int(sum(own.get(part.label, none)["cpu_ms"])),
+            "bytes_out": int(sum(own.get(part.label, none)["bytes_out"])),
+            "change_per_min": part.change * per_min,
+            "share": part.share,
+            "explains": part.label in parts.explained_by,
+        }
+        for part in parts.parts[:most]
+    ]
+
+
+def escrow_rows(books: Mapping[str, issuance.Escrow]) -> Rows:
+    return [
+        {
+            "node": node,
+            "locked_at_start": book.opened,
+            "locked_anew": book.locked_new,
+            "refunded": book.refunded,
+            "burned": book.burned,
+            "burned_share": None if math.isnan(book.burned_share) else book.burned_share,
+            "locked_at_end": book.closed,
+            "unaccounted": book.lost,
+            "restarts": book.restarts,
+        }
+        for node, book in sorted(books.items())
+    ]
