@@ -1,4 +1,4 @@
-"""What The-Block's settlement counted, target by target: flows, stalls, silent lanes, quiet burns.
+"""What The-Block's settlement counted, target by target: flows, stalls, quiet burns, modes.
 
 Frames in, small facts out; what they mean is said in `kinds/settlement_stall.py`. A target is one
 scraped process, named by its instance.
@@ -6,7 +6,6 @@ scraped process, named by its instance.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +18,7 @@ from tbforensics.model import Frames, Json, Spell, Window
 from tbforensics.plateau import Plateau, plateaus
 from tbforensics.theblock import word
 
-_SEEDS = ("", "__")  # of a label: series that exist only to exist
+SEEDS = ("", "__")  # of a label: series that exist only to exist
 _LAST_SECOND = 253_402_300_799  # of year 9999; a time beyond it is a made-up number
 
 
@@ -131,97 +130,6 @@ def spell_of(frames: Frames, index: pd.DatetimeIndex, plateau: Plateau) -> Spell
     )
 
 
-# --- lanes ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Silence:
-    """One lane of one target that matched nothing, or next to nothing, for a while.
-
-    longest_wait_s: of the jobs that are known to have waited in it meanwhile; None for none.
-    starved: how often that was told. unnamed: how often of a lane that was not named.
-    latencies_ms: mean of a match in the baseline and in the silence; None where none was made.
-    """
-
-    lane: str
-    target: str
-    window: Window
-    ended: bool
-    due: float
-    came: float
-    longest_wait_s: float | None
-    starved: int
-    unnamed: int
-    latencies_ms: tuple[float | None, float | None]
-
-
-def silences(frames: Frames, *, share: float, missing: float, at_least_s: float) -> list[Silence]:
-    """Lanes that fell silent in the window, measured by their own rate in the baseline."""
-    waits = _waits(frames)
-    took, made = (_by_lane(frames[f"match_latency_{name}"]) for name in ("sum", "count"))
-    found = []
-    for (lane, target), came in _by_lane(frames["matches"]).items():
-        due = came.where(came.isna(), between(came, frames.baseline).mean())
-        for plateau in plateaus(
-            came.to_numpy(float), due.to_numpy(float), share=share, missing=missing
-        ):
-            window = window_of(frames, came.index, plateau)
-            if window.overlap_s(frames.window) < at_least_s:
-                continue
-            inside = waits[(waits["ts"] >= window.start) & (waits["ts"] < window.end)]
-            own = inside[inside["lane"] == lane]
-            means: list[float | None] = []
-            for part in (frames.baseline, window):
-                pair = (between(by[lane, target], part).sum() for by in (took, made)
-                        if (lane, target) in by)  # fmt: skip
-                seconds, count = (*pair, 0.0, 0.0)[:2]
-                means.append(float(1000 * seconds / count) if count else None)
-            found.append(
-                Silence(
-                    lane=lane,
-                    target=target,
-                    window=window,
-                    ended=plateau.after is not None,
-                    due=plateau.due,
-                    came=plateau.came,
-                    longest_wait_s=float(own["waited_s"].max()) if len(own) else None,
-                    starved=len(own),
-                    unnamed=int((inside["lane"] == "").sum()),
-                    latencies_ms=(means[0], means[1]),
-                )
-            )
-    return found
-
-
-def _waits(frames: Frames) -> pd.DataFrame:
-    """Jobs known to have waited, from log lines and from the market's own list: ts, lane, s."""
-    told: list[tuple[datetime, Json, Json]] = []
-    lines = frames["log_lines"]
-    about = lines["message"].fillna("").str.contains("lane starvation", regex=False)
-    for line in lines[about & lines["ts"].notna()].to_dict("records"):
-        fields = json.loads(line["fields"] or "{}")
-        told.append((line["ts"], fields.get("lane"), fields.get("waited")))
-    for _, value in answers(frames, "market"):
-        for row in objects(value, "lane_starvation"):
-            if (at := moment(row.get("updated_at"))) is not None:
-                told.append((at, row.get("lane"), row.get("waited_for_secs")))
-    rows = [
-        (pd.Timestamp(at), word(lane) if isinstance(lane, str) else "", number(waited))
-        for at, lane, waited in told
-    ]
-    table = pd.DataFrame(rows, columns=["ts", "lane", "waited_s"])
-    return table.astype({"ts": "datetime64[ms, UTC]"})
-
-
-def _by_lane(table: pd.DataFrame) -> dict[tuple[str, str], pd.Series]:
-    """Columns by lane and target; dry runs too, because they show that the loop works."""
-    found: dict[tuple[str, str], list[pd.Series]] = {}
-    for labels, column in labelled(table):
-        if (lane := labels.get("lane", "")) not in _SEEDS:
-            found.setdefault((word(lane), _target(labels)), []).append(column)
-    return {key: _sum(columns) for key, columns in sorted(found.items())}
-
-
 # --- burns, modes, counts ------------------------------------------------------------------
 
 
@@ -240,21 +148,21 @@ def quiet_burns(frames: Frames, *, missing: float) -> list[tuple[str, Window, fl
             continue  # it never burned, so nothing stopped
         came, due = ((s > 0).where(s.notna()).to_numpy(float) for s in (burns, violated))
         for plateau in plateaus(came, due, missing=missing):
-            window = window_of(frames, violated.index, plateau)
+            index = violated.index
+            window = Window(index[plateau.first], index[plateau.last] + step_of(frames))
             if window.overlap_s(frames.window) > 0:
                 inside = violated.iloc[plateau.first : plateau.last + 1]
                 found.append((target, window, float(inside.sum())))
     return found
 
 
-def mode_changes(frames: Frames) -> list[tuple[datetime, str, float]]:
-    """Step, new mode and count of every change that was counted. The label is `to`."""
-    by = summed(frames["mode_changes"], "to")
+def mode_changes(frames: Frames) -> list[tuple[datetime, str, str]]:
+    """Step, target and new mode of every change that was counted. The label is `to`."""
     return sorted(
-        (at, word(str(to)), float(by.at[at, to]))
-        for to in by.columns
-        if to not in _SEEDS
-        for at in by.index[by[to] > 0]
+        (at, target_of(labels), word(labels["to"]))
+        for labels, column in labelled(frames["mode_changes"])
+        if labels.get("to", "") not in SEEDS
+        for at in column.index[column > 0]
     )
 
 
@@ -276,7 +184,7 @@ def counts(frames: Frames, name: str, label: str, during: Window) -> list[dict[s
 
 
 def without_seeds_of(table: pd.DataFrame, label: str) -> pd.DataFrame:
-    keep = [labels.get(label, "") not in _SEEDS for labels, _ in labelled(table)]
+    keep = [labels.get(label, "") not in SEEDS for labels, _ in labelled(table)]
     return table.loc[:, keep]
 
 
@@ -287,22 +195,24 @@ def by_target(table: pd.DataFrame) -> dict[str, pd.Series]:
     """The columns of a frame added up by target."""
     found: dict[str, list[pd.Series]] = {}
     for labels, column in labelled(table):
-        found.setdefault(_target(labels), []).append(column)
-    return {target: _sum(columns) for target, columns in sorted(found.items())}
+        found.setdefault(target_of(labels), []).append(column)
+    return {target: added(columns) for target, columns in sorted(found.items())}
 
 
-def _target(labels: Mapping[str, str]) -> str:
+def target_of(labels: Mapping[str, str]) -> str:
+    """The name of the process that a series speaks of."""
     return labels.get("instance") or labels.get("job") or labels.get("source", "")
 
 
-def _sum(columns: Sequence[pd.Series]) -> pd.Series:
+def added(columns: Sequence[pd.Series]) -> pd.Series:
+    """The sum of columns; NaN only where none of them was seen."""
     return pd.concat(columns, axis=1).sum(axis=1, min_count=1)
 
 
 def total(by: Mapping[str, pd.Series]) -> pd.Series:
     """All targets together; empty when there is none."""
     return (
-        _sum(list(by.values()))
+        added(list(by.values()))
         if by
         else pd.Series(dtype=float, index=pd.DatetimeIndex([], tz="UTC"))
     )
@@ -344,3 +254,22 @@ def moment(seconds: Json) -> datetime | None:
     ):
         return None
     return datetime.fromtimestamp(seconds, UTC)
+
+
+def flow_of(frames: Frames, target: str = "") -> pd.DataFrame:
+    """Matches, dry runs and settlements per step, of one target or of all together.
+
+    Shape: the frames' index; one column each, NaN where none was seen.
+    """
+    chosen = [flow for flow in flows(frames) if target in ("", flow.target)]
+    index = frames["settled"].index
+    return pd.DataFrame(
+        {
+            name: total({flow.target: getattr(flow, field) for flow in chosen}).reindex(index)
+            for name, field in (
+                ("matches", "matched"),
+                ("dry runs", "rehearsed"),
+                ("settlements", "settled"),
+            )
+        }
+    )

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import pandas as pd
 
 from tbforensics import bookkeeping
+from tbforensics.lanes import Silence, silences
 from tbforensics.model import Finding, Frames, Json, Kind, Query, Shape, Window, utc_text
 from tbforensics.settlement import (
     Flow,
-    Silence,
     Stall,
     answers,
     between,
@@ -21,7 +21,6 @@ from tbforensics.settlement import (
     flows,
     mode_changes,
     quiet_burns,
-    silences,
     spell_of,
     stalls,
     step_of,
@@ -115,7 +114,7 @@ def _spells(frames: Frames, flow: Flow, due: pd.Series, thresholds: Thresholds) 
 def _rehearses(frames: Frames) -> bool:
     """Whether the node was, or is, in the mode in which nothing is settled by design."""
     now = [value.get("mode") for _, value in answers(frames, "status") if isinstance(value, dict)]
-    return "dryrun" in now or any(to == "dryrun" for _, to, _ in mode_changes(frames))
+    return "dryrun" in now or any(to == "dryrun" for _, _, to in mode_changes(frames))
 
 
 def _stall(frames: Frames, found: list[Stall], dry: bool, thresholds: Thresholds) -> Finding:
@@ -180,14 +179,12 @@ def _paused(
     ]
     if pauses:
         longest = max(pauses, key=lambda each: each.window.seconds)
-        pause = f"A pause of {longest.window.seconds / _MINUTE_S:.0f} min"
-        if len(pauses) > 1:
-            pause = (
-                f"{len(pauses)} pauses, the longest of {longest.window.seconds / _MINUTE_S:.0f} min"
-            )
+        many = f"{len(pauses)} pauses" if len(pauses) > 1 else "One pause"
         yield Finding(
-            claim=f"{pause} on {longest.flow.target} is no stall: {longest.matches:,.0f} matches "
-            "arrived, so no settlement was due",
+            claim=f"{many} without demand, no stall: for "
+            f"{longest.window.seconds / _MINUTE_S:.0f} min on {longest.flow.target} about "
+            f"{longest.due_of_matches:,.0f} settlements were due for what arrived, where "
+            f"{longest.plateau.due:,.0f} are usual",
             id="no-demand",
             value=longest.window.seconds,
             unit="s",
@@ -304,21 +301,21 @@ def _modes(frames: Frames, during: Window, stall: Finding | None) -> Iterator[Fi
     rows: list[dict[str, Json]] = [
         {
             "time": utc_text(at),
+            "target": target,
             "to": to,
-            "count": count,
             "after_onset_s": (at - onset).total_seconds() if onset else None,
         }
-        for at, to, count in mode_changes(frames)
+        for at, target, to in mode_changes(frames)
     ]
     now = [value.get("mode") for _, value in answers(frames, "status") if isinstance(value, dict)]
     if rows or now:
-        steps = f"{len(rows)} steps with a" if len(rows) > 1 else "One" if rows else "No"
+        said = f"{len(rows)} change{'' if len(rows) == 1 else 's'} of mode"
         yield Finding(
-            claim=f"{steps} change of mode counted; when it was asked, the mode was "
+            claim=f"{said} in baseline and window; when it was asked, the node's mode was "
             f"{now[-1] if now else 'not told'}",
             id="modes",
             value=float(len(rows)),
-            unit="steps",
+            unit="changes",
             window=during,
             cites=("mode_changes", "status"),
             rows=tuple(rows[:_MOST_ROWS]),
@@ -429,6 +426,8 @@ QUERIES: Sequence[Query] = (
           why="work that waits to be resolved; there from the start, so a witness of the others"),
     Query("next_deadline", "prometheus", "compute_sla_next_deadline_ts", "s",
           why="unix seconds; 0 when nothing is pending"),
+    _counter("blocks", "block_mined_total", "blocks",
+             "a live node goes on counting these: tells a quiet market from a frozen exporter"),
     _counter("settle_failed", "settle_failed_total", "failures", "by reason: spend, penalize"),
     _counter("mode_changes", "settle_mode_change_total", "changes", "the label is `to`"),
     _counter("receipt_fails", "receipt_persist_fail_total", "receipts", "a usual cause"),
