@@ -102,13 +102,20 @@ def _logs_covered(
 def _records_covered(
     query: Query, source: str, window: Window, error: str, evidence: Evidence
 ) -> Coverage:
-    """A journal is written when something happens, so it covers what its lines span."""
+    """A journal is written when something happens, so it covers what its lines span.
+
+    What records without a time span, only a kind that knows their own count can tell.
+    """
     (row,) = evidence.records(
-        "SELECT count(*) AS n, min(ts) AS first, max(ts) AS last FROM records "
-        "WHERE query = $query AND source = $source "
-        "AND ts >= $start::TIMESTAMPTZ_NS AND ts < $end::TIMESTAMPTZ_NS",
+        "SELECT count(ts) AS n, min(ts) AS first, max(ts) AS last, "
+        "count(*) FILTER (ts IS NULL) AS undated FROM records "
+        "WHERE query = $query AND source = $source AND (ts IS NULL "
+        "OR (ts >= $start::TIMESTAMPTZ_NS AND ts < $end::TIMESTAMPTZ_NS))",
         {"query": query.name, "source": source, **_edges(window)},
     )
+    if row["n"] == 0 and row["undated"] and not error:
+        detail = f"{row['undated']} records, none with a time of its own"
+        return Coverage(query.name, source, 1.0, "covered", query.required, detail)
     if row["n"] == 0:
         state, detail = "absent", "no record in the window"
         return Coverage(query.name, source, 0.0, state, query.required, error or detail)
