@@ -42,6 +42,12 @@ def by_node(table: pd.DataFrame, label: str) -> pd.DataFrame:
     )
 
 
+def one_of(table: pd.DataFrame, value: str = "") -> pd.DataFrame:
+    """The columns of `by_node` for one value of its label, by node alone."""
+    cells = [cell for cell in table.columns if cell[1] == value]
+    return table[cells].set_axis([node for node, _ in cells], axis=1)
+
+
 def named_cells(table: pd.DataFrame, cells: Sequence[Cell]) -> pd.DataFrame:
     """The same columns under the names of cells, also when there are none."""
     names = pd.MultiIndex.from_tuples(cells, names=["node", "of"])

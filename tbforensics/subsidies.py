@@ -195,7 +195,10 @@ def _by_epoch(rows: Sequence[Mapping[str, Json]]) -> dict[int, set[tuple[int, ..
 
 
 def events(frames: Frames) -> list[dict[str, Json]]:
-    return [e for row in answers(frames, "gov_events") for e in row["value"].get("events", ())]
+    """Retunes, guard and kill switch, in the order in which the node wrote them."""
+    table = frames["gov_events"]
+    found = table["value"] if "value" in table.columns else []
+    return [value for value in found if isinstance(value, dict)]
 
 
 # --- stretches of it ----
@@ -244,6 +247,21 @@ def trail(frames: Frames, ledger: Ledger) -> list[dict[str, Json]]:
     return rows
 
 
+_TRAIL = (
+    *("epoch", "start", "seconds", "dated", "seen", *WORK),
+    *("issued", "allowed", "difference", "by_volume", "by_multiplier"),
+)
+
+
+def trail_table(frames: Frames, ledger: Ledger) -> pd.DataFrame:
+    """`trail` as a table by the start of each epoch, for charts; money as floats."""
+    table = pd.DataFrame(trail(frames, ledger), columns=_TRAIL)
+    money = table.columns[table.columns.get_loc("issued") :]
+    table[money] = table[money].astype(float)
+    table["at_calm_pace"] = table["issued"] - table["by_volume"] - table["by_multiplier"]
+    return table.set_index(pd.DatetimeIndex(pd.to_datetime(table["start"], utc=True), name="ts"))
+
+
 # --- receipts ----
 
 
@@ -283,6 +301,8 @@ def receipts(lines: pd.DataFrame) -> Receipts:
 def due_by_provider(frames: Frames, ledger: Ledger, found: Receipts) -> pd.DataFrame:
     """Ledger units per step and provider, by the median raw multiplier of the nodes."""
     index = frames["subsidy_cpu"].index
+    if found.table.empty or not len(index):
+        return pd.DataFrame(index=index)
     step = pd.Timedelta(seconds=frames.step_s)
     table = found.table
     place = ((table["ts"] - index[0]) // step).astype(int)

@@ -6,7 +6,8 @@ events.log             one line per act of the estimator: `<epoch> inflation_gua
 param_changes.json     the last 512 changes by governance
 inflation_<epoch>.json all parameters after the retune of that epoch
 
-None of them tells a time, only epochs, so each file is one snapshot: true when it was copied.
+None of them tells a time, only epochs: events become records without a time, and each of the
+other files one snapshot, true when it was copied.
 """
 
 from __future__ import annotations
@@ -76,22 +77,18 @@ class Governance:
     def parse(self, capture: Capture, body: BinaryIO) -> Iterator[tuple[str, pa.Table]]:
         text = body.read()
         name = str(capture.request.get("file", ""))
-        unread: list[tuple[int, int, bytes, str]] = []
+        if capture.role == EVENTS:
+            yield from _journal(capture, name, text)
+            return
         state = "ok"
         try:
-            if capture.role == EVENTS:
-                value: Json = {"file": name, "events": _events(text, unread)}
-                value["unread"] = len(unread)
-            elif capture.role == CHANGES:
-                value = {"file": name, "changes": _changes(json.loads(text, parse_constant=str))}
-            else:
-                value = {"file": name, **_parameters(name, json.loads(text, parse_constant=str))}
-            dumped = _dumps(value)
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            state, dumped = "error", _dumps({"message": f"{name} cannot be read: {error}"[:300]})
-            unread = [(1, 0, text, str(error))]
-        if unread:
-            yield "quarantine", rows("quarantine", [_unreadable(capture, *bad) for bad in unread])
+            found = json.loads(text, parse_constant=_refuse)
+            read = _changes(found) if capture.role == CHANGES else _parameters(name, found)
+            value = _dumps({"file": name, **read})
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            state, value = "error", _dumps({"message": f"{name} cannot be read: {error}"[:300]})
+            bad = _unreadable(capture, name, 1, 0, text, str(error))
+            yield "quarantine", rows("quarantine", [bad])
         snapshot = {
             "source": capture.source,
             "query": capture.query,
@@ -99,7 +96,7 @@ class Governance:
             "ts": capture.asked_at,
             "generation": "",
             "state": state,
-            "value": dumped,
+            "value": value,
         }
         yield "snapshots", rows("snapshots", [snapshot])
 
@@ -118,25 +115,31 @@ def _order(name: str) -> tuple[int, str]:
 # --- the files -----------------------------------------------------------------------------
 
 
-def _events(text: bytes, unread: list[tuple[int, int, bytes, str]]) -> list[dict[str, Json]]:
-    """Events in the order of the file. Money and multipliers are whole numbers."""
-    events = []
+def _journal(capture: Capture, name: str, text: bytes) -> Iterator[tuple[str, pa.Table]]:
+    """Events as records without a time, in the order of the file."""
+    records, bad = [], []
     offset = 0
     lines = text.split(b"\n")
     for number, line in enumerate(lines, start=1):
         if line.strip():
+            place: dict[str, Json] = {"source": capture.source, "query": capture.query}
+            place |= {"file": name, "line": number, "offset": offset}
             try:
-                events.append({"line": number, **_event(line.decode("utf-8"))})
+                event = _dumps(_event(line.decode("utf-8")))
+                records.append({**place, "place": 0, "ts": None, "value": event})
             except ValueError as error:
                 # The last line is still being written while nothing ends it.
-                if number < len(lines) and len(unread) < _MOST_QUARANTINED:
-                    unread.append((number, offset, line, str(error)))
+                if number < len(lines):
+                    bad.append({**place, "reason": str(error), "bytes": line[:QUARANTINED_BYTES]})
         offset += len(line) + 1
-    return events
+    yield "records", rows("records", records)
+    if bad:
+        yield "quarantine", rows("quarantine", bad[:_MOST_QUARANTINED])
 
 
 def _event(line: str) -> dict[str, Json]:
-    epoch, word, *values = line.split()[:8]
+    epoch, *rest = line.split()[:8]
+    word, values = "".join(rest[:1]), rest[1:]
     if not _WHOLE.fullmatch(epoch):
         raise ValueError(f"no epoch: {epoch[:40]!r}")
     if word == "retune" and len(values) == 4 and all(map(_WHOLE.fullmatch, values)):
@@ -151,9 +154,9 @@ def _event(line: str) -> dict[str, Json]:
     return {"epoch": int(epoch), "event": word, **named}
 
 
-def _changes(found: Json) -> list[dict[str, Json]]:
+def _changes(found: Json) -> dict[str, Json]:
     """Changes with the parameter's name as metrics spell it: `gamma_read_sub`."""
-    return [{**row, "key": theblock.param_key(str(row["key"]))} for row in found]
+    return {"changes": [{**row, "key": theblock.param_key(str(row["key"]))} for row in found]}
 
 
 def _parameters(name: str, found: Mapping[str, Json]) -> dict[str, Json]:
@@ -163,12 +166,12 @@ def _parameters(name: str, found: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def _unreadable(
-    capture: Capture, line: int, offset: int, text: bytes, reason: str
+    capture: Capture, name: str, line: int, offset: int, text: bytes, reason: str
 ) -> dict[str, Json]:
     return {
         "source": capture.source,
         "query": capture.query,
-        "file": str(capture.request.get("file", "")),
+        "file": name,
         "line": line,
         "offset": offset,
         "reason": reason,
@@ -180,6 +183,10 @@ def _dumps(value: Json) -> str:
     # Half a surrogate pair cannot be written as UTF-8, so no file and no report could hold it.
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _refuse(constant: str) -> Json:
+    raise ValueError(f"{constant} is not JSON")
 
 
 SOURCE = Governance()

@@ -1,0 +1,654 @@
+"""Subsidy spike: far more is due in subsidies than before, by more work or by dearer work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from tbforensics import govacts, issuance
+from tbforensics import subsidy_tables as tables
+from tbforensics.contributions import contributions
+from tbforensics.model import (
+    Doubt,
+    Finding,
+    Frames,
+    Json,
+    Kind,
+    Query,
+    Shape,
+    Spell,
+    Window,
+    utc_text,
+)
+from tbforensics.nodes import answers, between, by_node
+from tbforensics.spans import Span, incident_spans
+from tbforensics.subsidies import (
+    Ledger,
+    Receipts,
+    due_by_provider,
+    escrow_books,
+    events,
+    open_ledger,
+    receipts,
+    trail,
+)
+from tbforensics.theblock import metric_spellings
+
+_MINUTE_S = 60.0
+_TEN_MINUTES_S = 600.0
+_MOST_ROWS = 12
+_MOST_EPOCHS = 120
+_WITNESSES = ("multipliers", "multipliers_raw")
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What makes it an incident, and how near is near."""
+
+    times_baseline: float = 1.5  # half as much again: the whole estimator aims at 2 % a year
+    bytes_per_10_min: float = 1e12  # the shipped alert SubsidyGrowthSpike, per node and type
+    cpu_ms_per_10_min: float = 1e9  # the same alert, per node
+    escrow_lost_units: float = 0.0  # rent that left the escrow is refunded or burned, to the unit
+    burned_share_off: float = 0.01  # releases burn a tenth; each may round by less than a unit
+    multiplier_moved_ratio: float = 0.2  # of its calm level, beyond what it strays by itself
+    near_s: float = 1200.0  # ten epochs: an act of governance waits for its epoch
+
+
+def analyse(frames: Frames, thresholds: Thresholds) -> list[Finding]:
+    """Whether more was due, what made it so, who worked, what was decided, and the books."""
+    ledger = open_ledger(frames)
+    findings = [*_issuance(frames, ledger, thresholds), *_growth(frames, thresholds)]
+    spell = next((f for f in findings if f.decides and f.spell), None)
+    during = spell.window if spell else frames.window
+    if spell:
+        findings += _effects(frames, ledger, during)
+    findings += _trail(frames, ledger)
+    findings += _noise(frames, ledger)
+    findings += _multipliers(frames, ledger, during, thresholds)
+    findings += _governance(frames, ledger, during, thresholds)
+    findings += _cuts(frames, ledger)
+    if spell:
+        findings += _traffic(frames, during, thresholds)
+        findings += _providers(frames, ledger, during)
+    findings += _escrow(frames, thresholds)
+    findings += _records(frames, ledger, during)
+    findings += _stakes(frames, during)
+    return findings
+
+
+# --- was more due --------------------------------------------------------------------------
+
+
+def _issuance(frames: Frames, ledger: Ledger, thresholds: Thresholds) -> Iterator[Finding]:
+    paid = ledger.paid().sum(axis=1, min_count=1)
+    if paid.empty or not ledger.basis:
+        return
+    found = _spell(frames, paid)
+    if found is None:
+        return
+    spell, window = found
+    per_epoch = ledger.dating.epoch_s / frames.step_s
+    calm = between(paid, frames.baseline).mean() * per_epoch
+    rate = between(paid, window).mean() * per_epoch
+    limit = thresholds.times_baseline * calm
+    if not rate >= limit or rate <= 0:
+        return
+    read = between(ledger.paid()["read"], window).mean() * per_epoch if _reads(ledger) else 0.0
+    book = issuance.booked(ledger.accounts, window.start, window.end)
+    due = issuance.total(book).issued
+    ratio = f"{rate / calm:.3g} times" if calm > 0 else "none in"
+    yield Finding(
+        claim=f"Subsidies of {due:,} ledger units fell due in {window.seconds / 60:.0f} min, "
+        f"{rate:,.0f} an epoch: {ratio} the baseline",
+        id="issuance",
+        value=rate,
+        unit="ledger units/epoch",
+        threshold=limit,
+        interval=(rate - read / 2, rate) if read > 0 else None,
+        window=window,
+        spell=spell,
+        decides=True,
+        cites=ledger.cites,
+        caution="; ".join(_basis_cautions(ledger, read > 0)),
+    )
+
+
+def _reads(ledger: Ledger) -> bool:
+    return any(work == "read" for _, work in ledger.accounts)
+
+
+def _basis_cautions(ledger: Ledger, reads: bool) -> Iterator[str]:
+    yield "computed from work and multipliers, every unit of work once; no block was looked at"
+    if ledger.basis == "published":
+        yield "no raw multipliers were seen, so their noise is part of it"
+    if ledger.basis == "snapshot":
+        yield "priced by one answer of inflation.params, so it cannot show a multiplier that moved"
+    if reads:
+        yield "a read and its gateway receipt can both be counted: the lower bound halves reads"
+
+
+def _spell(frames: Frames, paid: pd.Series) -> tuple[Spell, Window] | None:
+    """The strongest rise that lasts an epoch or more."""
+    shortest = max(4, math.ceil(120 / frames.step_s))
+    baseline = (frames.baseline.start, frames.baseline.end)
+    spans = incident_spans(paid, "gauge", baseline=baseline, shortest=shortest, at_most=3)
+    for span in spans:
+        if span.difference > 0 and (found := _as_spell(span, frames)):
+            return found
+    return None
+
+
+def _as_spell(span: Span, frames: Frames) -> tuple[Spell, Window] | None:
+    def moment(time: object) -> pd.Timestamp:
+        return pd.Timestamp(time)
+
+    onset = moment(span.onset)
+    recovery = moment(span.recovery) if span.recovery is not None else None
+    end = recovery or frames.window.end
+    if onset < frames.window.start or end <= onset:
+        return None
+    # A step's label is its start; what it counted may have happened anywhere in it.
+    step = pd.Timedelta(seconds=frames.step_s)
+    back = span.recovery_interval
+    spell = Spell(
+        onset=onset,
+        onset_earliest=moment(span.onset_interval[0]),
+        onset_latest=moment(span.onset_interval[1]) + step,
+        recovery=recovery,
+        recovery_earliest=moment(back[0]) - step if recovery and back else None,
+        recovery_latest=moment(back[1]) if recovery and back else None,
+    )
+    return spell, Window(onset, end)
+
+
+def _growth(frames: Frames, thresholds: Thresholds) -> Iterator[Finding]:
+    """The volumes against the line of the shipped alert, counter by counter as it does."""
+    steps = max(1, round(_TEN_MINUTES_S / frames.step_s))
+    for query, label, unit, limit in (
+        ("subsidy_bytes", "type", "bytes/10 min", thresholds.bytes_per_10_min),
+        ("subsidy_cpu", "", "ms/10 min", thresholds.cpu_ms_per_10_min),
+    ):
+        table = by_node(frames[query], label)
+        if table.empty:
+            continue
+        grown = between(table.rolling(steps, min_periods=1).sum(), frames.window)
+        highest = grown.max()
+        (node, kind), most = highest.idxmax(), float(highest.max())
+        if not most > limit:
+            continue
+        column = grown[(node, kind)]
+        above = column.index[column > limit]
+        yield Finding(
+            claim=f"{query}{f' of type {kind}' if kind else ''} on {node} grew by {most:.3g} in "
+            f"10 min, above the alert's line of {limit:.3g}",
+            id=f"growth-{'bytes' if label else 'cpu'}",
+            value=most,
+            unit=unit,
+            threshold=limit,
+            window=Window(above[0], above[-1] + pd.Timedelta(seconds=frames.step_s)),
+            decides=True,
+            cites=(query,),
+        )
+
+
+# --- what made it so -----------------------------------------------------------------------
+
+
+def _effects(frames: Frames, ledger: Ledger, during: Window) -> Iterator[Finding]:
+    """Volume and multiplier apart, against as long a stretch of the baseline."""
+    rows, whole = tables.effect_rows(frames, ledger, during)
+    if not whole.change:
+        return
+    share = whole.volume / whole.change
+    yield Finding(
+        claim=f"{abs(whole.change):,} ledger units {'more' if whole.change > 0 else 'less'} than "
+        f"at the baseline's pace: {whole.volume:,} ({share:.0%}) by volume and "
+        f"{whole.multiplier:,} ({1 - share:.0%}) by multipliers",
+        id="effects",
+        value=float(share),
+        unit="share of the change by volume",
+        window=during,
+        cites=ledger.cites,
+        rows=tuple(rows),
+        caution="midpoint decomposition (Bennet, 1920), node by node: mean multiplier times "
+        "change of work, and mean work times change of multiplier; the two add up exactly",
+    )
+
+
+def _trail(frames: Frames, ledger: Ledger) -> Iterator[Finding]:
+    rows = trail(frames, ledger)
+    inside = [row for row in rows if row["start"] >= utc_text(frames.window.start)]
+    if not inside or not ledger.basis:
+        return
+    issued, allowed = (sum(row[name] for row in inside) for name in ("issued", "allowed"))
+    yield Finding(
+        claim=f"In the {len(inside)} epochs of the window {issued:,} ledger units fell due by the "
+        f"raw multipliers, and the published parameters allowed {allowed:,}: "
+        f"{abs(issued - allowed):,} {'more' if issued >= allowed else 'less'} than allowed"
+        if ledger.basis == "raw"
+        else f"In the {len(inside)} epochs of the window {issued:,} ledger units fell due",
+        id="accounting-trail",
+        value=float(issued - allowed),
+        unit="ledger units",
+        window=frames.window,
+        cites=(*ledger.cites, *(["multipliers"] if ledger.basis == "raw" else [])),
+        rows=tuple(inside[:_MOST_EPOCHS]),
+        caution=f"epochs: {ledger.dating.how}; blocks pay by the raw multipliers, while noise and "
+        "cuts are in the published ones, so the difference is those",
+    )
+
+
+# --- multipliers: noise and acts -----------------------------------------------------------
+
+
+def _noise(frames: Frames, ledger: Ledger) -> Iterator[Finding]:
+    """How far the published multipliers stray from the raw ones by themselves."""
+    rows, n = tables.noise_rows(ledger) if ledger.basis == "raw" else ([], {})
+    if not rows:
+        return
+    yield Finding(
+        claim=f"The published multipliers moved at {n['published_moved']} of {n['boundaries']} "
+        f"epoch boundaries and stood below zero in {n['published_below']} epochs; the raw ones "
+        f"moved at {n['raw_moved']}"
+        + (f" and stood below zero in {n['raw_below']}" if n["raw_below"] else ""),
+        id="noise",
+        value=float(n["published_moved"]),
+        unit="boundaries",
+        window=Window(min(frames.baseline.start, frames.window.start), frames.window.end),
+        cites=("multipliers", "multipliers_raw"),
+        rows=tuple(rows),
+        caution="each node adds its own random noise at each epoch, so published values move, and "
+        "differ between nodes, with no act of governance"
+        + ("; blocks read a raw multiplier below zero as a huge one" if n["raw_below"] else ""),
+    )
+
+
+def _multipliers(
+    frames: Frames, ledger: Ledger, during: Window, thresholds: Thresholds
+) -> Iterator[Finding]:
+    """Which raw multipliers left their calm level, and whether an act explains it."""
+    if not ledger.basis or ledger.basis == "snapshot" or ledger.raw.empty:
+        return
+    rows = tables.multiplier_rows(
+        frames,
+        ledger,
+        during,
+        govacts.acts(frames, ledger.began()),
+        thresholds.multiplier_moved_ratio,
+    )
+    moved = [row for row in rows if row["moved"]]
+    if not rows:
+        return
+    named = ", ".join(f"{r['multiplier']} from {r['baseline']:g} to {r['spell']:g}" for r in moved)
+    yield Finding(
+        claim=f"{len(moved)} of {len(rows)} {ledger.basis} multipliers left their calm level"
+        + (f": {named}" if moved else ""),
+        id="multipliers",
+        value=float(len(moved)),
+        unit="multipliers",
+        window=during,
+        cites=ledger.cites[2:],
+        rows=tuple(rows),
+        caution="medians; an estimator that follows the load moves multipliers without any act",
+    )
+
+
+def _governance(
+    frames: Frames, ledger: Ledger, during: Window, thresholds: Thresholds
+) -> Iterator[Finding]:
+    """What governance did from near the onset on, and what its webhooks and counters said."""
+    onset = pd.Timestamp(during.start)
+    near = Window(onset - pd.Timedelta(seconds=thresholds.near_s), during.end)
+    rows = govacts.told_rows(frames, ledger.began(), near, onset)
+    if not rows:
+        return
+    for row in rows:
+        if "new" in row:
+            key = row["what"].removesuffix(" set")
+            row.update(tables.raw_around(ledger, key, pd.Timestamp(row["time"])))
+    set_ = [row for row in rows if "new" in row]
+    cites = {name for row in rows for name in row["told_by"].split(", ")}
+    nearest = min(set_ or rows, key=lambda row: (abs(row["after_onset_s"]), row["what"]))
+    side = "before" if nearest["after_onset_s"] <= 0 else "after"
+    yield Finding(
+        claim=f"Governance set {len(set_)} parameters; the nearest to the onset is "
+        + nearest["what"]
+        + (f" to {nearest['new']}" if set_ else "")
+        + f", {abs(nearest['after_onset_s']):.0f} s {side} it",
+        id="governance",
+        value=nearest["after_onset_s"],
+        unit="s after onset",
+        window=near,
+        cites=tuple(sorted(cites)),
+        rows=tuple(rows[:_MOST_ROWS]),
+        caution="near in time is not a cause; a webhook has no time of its own and no signature",
+    )
+
+
+def _cuts(frames: Frames, ledger: Ledger) -> Iterator[Finding]:
+    """Guard and kill switch count an epoch each time, so many epochs are one activation."""
+    percents = sorted(
+        {
+            e["reduction_percent"]
+            for e in events(frames)
+            if e.get("event") == "kill_switch" and e.get("epoch") in ledger.began()
+        }
+    )
+    for query, id, what, means in (
+        ("kill_switch", "kill-switch", "The kill switch", "cut every published multiplier"),
+        ("auto_reduced", "inflation-guard", "The inflation guard", "cut each by 5 %"),
+    ):
+        table = between(by_node(frames[query], ""), frames.window)
+        rows = govacts.cut_rows(table, ledger.dating.epoch_s)
+        if not rows:
+            continue
+        most = max(rows, key=lambda row: row["epochs"])
+        times = most["activations"]
+        percent = f" by {', '.join(map(str, percents))} %" if percents and id[0] == "k" else ""
+        yield Finding(
+            claim=f"{what} {means}{percent} in {most['epochs']:.0f} epochs, which is "
+            f"{times} activation{'s' if times > 1 else ''}",
+            id=id,
+            value=most["epochs"],
+            unit="epochs",
+            window=Window(
+                pd.Timestamp(min(row["first"] for row in rows)),
+                pd.Timestamp(max(row["last"] for row in rows))
+                + pd.Timedelta(seconds=frames.step_s),
+            ),
+            cites=(query, *(["gov_events"] if percent else [])),
+            rows=tuple(rows[:_MOST_ROWS]),
+            caution="the counter rises once per epoch while it holds, on every node; it changes "
+            "what is published, and blocks pay by the raw multipliers",
+        )
+
+
+# --- who worked ----------------------------------------------------------------------------
+
+
+def _traffic(frames: Frames, during: Window, thresholds: Thresholds) -> Iterator[Finding]:
+    """Signs that speak for abuse, for load beyond capacity, and for honest demand."""
+    rows, cites = tables.traffic_rows(frames, during, thresholds.times_baseline)
+    if not rows:
+        return
+    risen = {
+        side: sum(1 for row in rows if row["speaks_for"] == side and row["rose"])
+        for side in ("abuse", "demand")
+    }
+    all_ = {side: sum(row["speaks_for"] == side for row in rows) for side in risen}
+    yield Finding(
+        claim=f"{risen['abuse']} of {all_['abuse']} signs of abuse rose with it, and "
+        f"{risen['demand']} of {all_['demand']} signs of honest demand",
+        id="traffic",
+        value=float(risen["abuse"]),
+        unit="signs of abuse",
+        window=during,
+        cites=cites,
+        rows=tuple(rows),
+        caution="signs, not proof: who sends much is not told apart from who cheats",
+    )
+
+
+def _providers(frames: Frames, ledger: Ledger, during: Window) -> Iterator[Finding]:
+    """Which providers' receipts make up the rise of computing."""
+    found = receipts(frames["log_lines"])
+    if found.table.empty:
+        return
+    due = due_by_provider(frames, ledger, found)
+    parts = contributions(between(due, frames.baseline), between(due, during))
+    per_min = _MINUTE_S / frames.step_s
+    rows = tables.provider_rows(parts, found, during, per_min, _MOST_ROWS)
+    cpu = ledger.paid("units").get("cpu")
+    counted = float(between(cpu, during).sum()) if cpu is not None else 0.0
+    inside = (found.table["ts"] >= during.start) & (found.table["ts"] < during.end)
+    logged = sum(found.table["cpu_ms"][inside])
+    named = ", ".join(str(name) for name in parts.explained_by)
+    share = sum(part.share for part in parts.parts if part.label in parts.explained_by)
+    yield Finding(
+        claim=(
+            f"Provider {named} explains {share:.0%} of the rise in what receipts were due"
+            if parts.explained_by
+            else "No single provider explains the rise in what receipts were due"
+        )
+        + (
+            f"; {logged / counted:.0%} of the counted CPU time is in these lines" if counted else ""
+        ),
+        id="by-provider",
+        value=float(share),
+        unit="share of the rise",
+        window=during,
+        cites=("log_lines", *ledger.cites[1:]),
+        rows=tuple(rows),
+        caution="; ".join(_receipt_cautions(found)),
+    )
+
+
+def _receipt_cautions(found: Receipts) -> Iterator[str]:
+    yield "a node writes only 1 in 100 lines above 100 a second, so lines undercount bursts"
+    if found.repeated:
+        yield f"{found.repeated} receipts stood in several places and are counted once"
+    if found.undated:
+        yield f"{found.undated} receipts have no time and are left out"
+
+
+# --- rent, records, stakes -----------------------------------------------------------------
+
+
+def _escrow(frames: Frames, thresholds: Thresholds) -> Iterator[Finding]:
+    books = escrow_books(frames, frames.window)
+    if not books:
+        return
+    cites = ("escrow_locked", "escrow_refunded", "escrow_burned")
+    rows = tables.escrow_rows(books)
+    refunded, burned = (sum(row[name] for row in rows) for name in ("refunded", "burned"))
+    released = refunded + burned
+    share = burned / released if released else 0.0
+    yield Finding(
+        claim=f"Rent escrow released {released:,} ledger units, {refunded:,} refunded and "
+        f"{burned:,} burned ({share:.1%}); at least {sum(r['locked_anew'] for r in rows):,} "
+        "were locked anew",
+        id="escrow",
+        value=float(released),
+        unit="ledger units",
+        window=frames.window,
+        cites=cites,
+        rows=tuple(rows),
+        caution="the balance is a gauge, whatever its name says, and begins again at zero when "
+        "its node does",
+    )
+    lost, where = max((book.lost, node) for node, book in books.items())
+    if lost > thresholds.escrow_lost_units:
+        at = pd.Timestamp(books[where].lost_at)
+        yield Finding(
+            claim=f"{lost:,} ledger units left the rent escrow of {where} and were neither "
+            "refunded nor burned",
+            id="escrow-unaccounted",
+            value=float(lost),
+            unit="ledger units",
+            threshold=thresholds.escrow_lost_units,
+            window=Window(at, at + pd.Timedelta(seconds=frames.step_s)),
+            decides=True,
+            cites=cites,
+        )
+    off = abs(share - 0.1)
+    if released >= 1000 and off > thresholds.burned_share_off:
+        yield Finding(
+            claim=f"{share:.1%} of the released rent was burned; the rule is a tenth",
+            id="escrow-split",
+            value=off,
+            unit="share off the rule",
+            threshold=thresholds.burned_share_off,
+            window=frames.window,
+            decides=True,
+            cites=cites[1:],
+        )
+
+
+def _records(frames: Frames, ledger: Ledger, during: Window) -> Iterator[Finding]:
+    """Explorer, journal, gauges and the node's own answer, held against each other."""
+    rows, names = tables.record_rows(frames, ledger)
+    if rows:
+        both, agree = (sum(row[name] for row in rows) for name in ("epochs_in_both", "agree"))
+        yield Finding(
+            claim=f"Records of the multipliers agree in {agree} of {both} comparisons of one epoch",
+            id="records",
+            value=float(both - agree),
+            unit="comparisons apart",
+            window=during,
+            cites=names,
+            rows=tuple(rows),
+            caution="each node publishes its own noise, so an explorer agrees with one node only",
+        )
+
+
+def _stakes(frames: Frames, during: Window) -> Iterator[Finding]:
+    rows = [
+        {
+            "id": str(row["value"].get("id", "")),
+            "role": str(row["value"].get("role", "")),
+            "stake": row["value"]["stake"],
+            "asked": utc_text(row["ts"]),
+        }
+        for row in answers(frames, "stake_role")
+        if isinstance(row["value"].get("stake"), int)
+    ]
+    if rows:
+        bare = sum(row["stake"] == 0 for row in rows)
+        yield Finding(
+            claim=f"{bare} of {len(rows)} accounts that were asked for show no stake"
+            + (", which proves little" if bare else ""),
+            id="stake",
+            value=float(bare),
+            unit="accounts",
+            window=during,
+            cites=("stake_role",),
+            rows=tuple(rows[:_MOST_ROWS]),
+            caution="the table lives in memory, is fed by consensus.pos calls only and is lost at "
+            "a restart; true at the moment of asking",
+        )
+
+
+# --- what only this kind doubts ------------------------------------------------------------
+
+
+def doubts(frames: Frames, thresholds: Thresholds) -> list[Doubt]:
+    """Work that could not be priced, and records that say less than they seem to."""
+    ledger = open_ledger(frames)
+    found = []
+    books = issuance.booked(ledger.accounts, frames.window.start, frames.window.end)
+    due = issuance.total(books)
+    if due.unpriced:
+        found.append(
+            Doubt(
+                "no multiplier",
+                f"{due.unpriced:,} of {due.units:,} units of work in the window were done before "
+                "any multiplier was seen on their node; they are in no sum of money",
+                limits="cleared",
+                cites=("multipliers_raw",),
+            )
+        )
+    if ledger.dating.contradictions:
+        found.append(
+            Doubt(
+                "epoch numbers",
+                f"{ledger.dating.contradictions} epochs stand in the records under a number that "
+                "contradicts the others: a reorganisation, or files of another chain",
+                cites=("subsidy_history", "gov_events"),
+            )
+        )
+    numbers, written = ledger.began(), [e["epoch"] for e in events(frames)]
+    if numbers and written and max(written) < max(numbers) - 1:
+        found.append(
+            Doubt(
+                "journal ends early",
+                f"events.log ends with epoch {max(written)}, the window with {max(numbers)}",
+                cites=("gov_events",),
+            )
+        )
+    for row in (r for r in frames["subsidy_history"].to_dict("records") if r["state"] == "empty"):
+        found.append(
+            Doubt(
+                "empty answer",
+                f"{row['source']} answered an empty history, and answers errors in the same way",
+                cites=("subsidy_history",),
+            )
+        )
+    return found
+
+
+# --- what is asked -------------------------------------------------------------------------
+
+
+def _counter(name: str, text: str, unit: str, why: str, **more: Json) -> Query:
+    more = {"witnesses": _WITNESSES, **more}
+    return Query(name, "prometheus", text, unit, Shape.COUNTER, why=why, **more)
+
+
+def _gauge(name: str, text: str, unit: str, why: str, **more: Json) -> Query:
+    return Query(name, "prometheus", text, unit, Shape.GAUGE, why=why, **more)
+
+
+def _either(name: str) -> str:
+    """A selector for a metric in either generation's name, with and without `_ct`."""
+    return f'{{__name__=~"{"|".join(metric_spellings(name))}"}}'
+
+
+QUERIES: Sequence[Query] = (
+    _counter("subsidy_bytes", "subsidy_bytes_total", "bytes",
+             "work by type: stored, read, put out by computing", required=True),
+    _counter("subsidy_cpu", "subsidy_cpu_ms_total", "ms", "computing", required=True),
+    _gauge("multipliers_raw", "subsidy_multiplier_raw", "ledger units",
+           "before noise and cuts: what blocks pay by", required=True),
+    _gauge("multipliers", "subsidy_multiplier", "ledger units",
+           "after noise and cuts; its changes date the epochs", required=True),
+    _counter("auto_reduced", "subsidy_auto_reduced_total", "epochs",
+             "one per epoch while rolling inflation is above 2 %"),
+    _counter("kill_switch", "kill_switch_trigger_total", "epochs",
+             "one per epoch while the switch is on"),
+    _gauge("escrow_locked", _either("rent_escrow_locked_total"), "ledger units",
+           "rent held; a gauge despite its name"),
+    _counter("escrow_refunded", _either("rent_escrow_refunded_total"), "ledger units",
+             "nine tenths of what is released"),
+    _counter("escrow_burned", _either("rent_escrow_burned_total"), "ledger units",
+             "the last tenth"),
+    _counter("reads_denied", "read_denied_total", "reads",
+             "rate limit of readers; no shipped alert looks at it"),
+    _counter("industrial_admitted", "industrial_admitted_total", "jobs", "demand that was met"),
+    _counter("industrial_deferred", "industrial_deferred_total", "jobs", "demand put off"),
+    _counter("industrial_rejected", "industrial_rejected_total", "jobs", "by reason"),
+    _gauge("industrial_backlog", "industrial_backlog", "jobs", "load"),
+    _gauge("industrial_utilization", "industrial_utilization", "%", "load"),
+    _gauge("param_active", "param_change_active", "1", "parameters in force"),
+    _gauge("param_pending", "param_change_pending", "1", "parameters about to change"),
+    _counter("gov_votes", "gov_votes_total", "votes", "by choice"),
+    _counter("gov_rollbacks", "gov_rollback_total", "rollbacks", "by parameter"),
+    _counter("gov_activations", "gov_activation_delay_seconds_count", "activations",
+             "by parameter; the histogram's own values are epochs, whatever its name says"),
+    _gauge("realized_inflation", "economics_realized_inflation_bps", "bps", "newer builds only"),
+    Query("inflation_params", "jsonrpc", "inflation.params", shape=Shape.ROWS,
+          why="multipliers at the moment of asking"),
+    Query("stake_role", "jsonrpc", "stake.role", shape=Shape.ROWS,
+          why="stakes of accounts that the parameters name"),
+    Query("proposals", "jsonrpc", "gov_list", shape=Shape.ROWS, why="needs the admin token"),
+    Query("subsidy_history", "explorer", "/subsidy/history", shape=Shape.ROWS,
+          why="multipliers by epoch"),
+    Query("gov_events", "governance", "events.log", "events", Shape.RECORDS,
+          why="retunes, guard and kill switch by epoch"),
+    Query("gov_changes", "governance", "param_changes.json", shape=Shape.ROWS,
+          why="what proposals changed"),
+    Query("log_lines", "logs", "", "lines", Shape.ROWS, why="receipts and acts of governance"),
+)  # fmt: skip
+
+KIND = Kind(
+    title="Subsidy spike",
+    question="Did far more subsidies fall due, by more work or by dearer work, and who and what "
+    "made it so?",
+    queries=tuple(QUERIES),
+    thresholds=Thresholds,
+    analyse=analyse,
+    onset="issuance",
+    doubts=doubts,
+)
