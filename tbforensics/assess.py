@@ -16,6 +16,8 @@ from typing import Any
 
 import pandas as pd
 
+from tbforensics import alerts as alert_rules
+from tbforensics.alerts import Watched
 from tbforensics.frames import labelled
 from tbforensics.model import (
     Assessment,
@@ -36,20 +38,24 @@ _DIGITS = 9  # of a float in findings.json: what is left is the noise of summing
 _MOST_ALERTS = 40
 
 
-def assess(incident: Incident, kind: Kind, frames: Frames) -> Assessment:
-    """Pure: the same frames give the same assessment."""
+def assess(
+    incident: Incident, kind: Kind, frames: Frames, watched: Sequence[Watched] = ()
+) -> Assessment:
+    """Pure: the same frames and replayed alert rules give the same assessment."""
     thresholds = kind.thresholds(**incident.thresholds)
     findings = tuple(kind.analyse(frames, thresholds))
     if first := moved_first(frames, kind):
         findings = (*findings, first)
     frames = replace(frames, doubts=(*frames.doubts, *kind.doubts(frames, thresholds)))
     verdict, reasons = judge(findings, frames.coverage, frames.doubts)
-    alerts = list(_alerts(frames))
+    alerts, replayed = list(_alerts(frames)), alert_rules.moments(watched, incident.window)
     timeline = sorted(
-        [*_found(findings), *alerts, *_snapshots(frames, kind), *_noted(incident)],
+        [*_found(findings), *alerts, *replayed, *_snapshots(frames, kind), *_noted(incident)],
         key=lambda moment: (moment.time, moment.origin, moment.text),
     )
     onset = next((f for f in findings if f.id == kind.onset), None)
+    would_fire = alert_rules.timing(watched, incident.window)
+    findings = (*findings, *alert_rules.findings(watched, incident.window, onset))
     return Assessment(
         verdict=verdict,
         reasons=reasons,
@@ -57,8 +63,8 @@ def assess(incident: Incident, kind: Kind, frames: Frames) -> Assessment:
         coverage=frames.coverage,
         doubts=frames.doubts,
         timeline=tuple(timeline),
-        timing=tuple(_timing(onset, alerts, incident)),
-        unknowns=tuple(_unknowns(kind, frames, findings, onset)),
+        timing=tuple(_timing(onset, alerts, would_fire, incident)),
+        unknowns=(*_unknowns(kind, frames, findings, onset), *alert_rules.unknowns(watched)),
     )
 
 
@@ -150,7 +156,10 @@ def _noted(incident: Incident) -> Iterator[Moment]:
 
 
 def _timing(
-    onset: Finding | None, alerts: Sequence[Moment], incident: Incident
+    onset: Finding | None,
+    alerts: Sequence[Moment],
+    would_fire: Sequence[Moment],
+    incident: Incident,
 ) -> Iterator[Mapping[str, Json]]:
     """Seconds from the onset by telemetry to what people and alerts did, with the uncertainty."""
     spell = onset.spell if onset else None
@@ -171,6 +180,8 @@ def _timing(
     firing = [a for a in alerts if " firing" in a.text and a.time >= spell.onset_earliest]
     if firing:
         yield row("first alert firing", firing[0].time, firing[0].text)
+    for moment in would_fire:
+        yield row("would have fired, by replay", moment.time, moment.text)
     for event in ("detected", "acknowledged", "mitigated", "resolved"):
         entry = next((e for e in incident.timeline if e.event == event), None)
         if entry:

@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 from prometheus_pandas.query import Prometheus
 
-from tbforensics import assess, collect, frames, manifest, parameters, plugins, quality
+from tbforensics import alerts, assess, collect, frames, manifest, parameters, plugins, quality
+from tbforensics.alerts import Watched
 from tbforensics.archive import Archive
 from tbforensics.errors import EvidenceError, ForensicsError
 from tbforensics.evidence import Evidence
@@ -62,9 +63,7 @@ class Case:
             coverage=tuple(
                 quality.coverage(self.incident, self.queries, self.manifest, self.evidence)
             ),
-            doubts=tuple(
-                quality.doubts(self.incident, self.queries, self.manifest, self.evidence)
-            ),
+            doubts=tuple(quality.doubts(self.incident, self.queries, self.manifest, self.evidence)),
         )
 
     def _table(self, query: Query) -> pd.DataFrame:
@@ -92,7 +91,12 @@ class Case:
     @cached_property
     def assessment(self) -> Assessment:
         """The verdict with its findings, computed from the evidence alone."""
-        return assess.assess(self.incident, self.kind, self.frames)
+        return assess.assess(self.incident, self.kind, self.frames, self.alerts)
+
+    @cached_property
+    def alerts(self) -> tuple[Watched, ...]:
+        """The alert rules about this kind's metrics, replayed over the evidence."""
+        return alerts.watch(self.evidence, self.incident, self.queries, self.manifest.captures)
 
     def findings_json(self) -> bytes:
         """What `findings.json` holds: the same bytes for the same evidence and parameters."""

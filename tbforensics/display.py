@@ -262,6 +262,27 @@ def _plain(value: object) -> Json:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def alerts(assessment: Assessment) -> Shown:
+    """What each alert rule about the kind's metrics would have told, and which never can."""
+    by_id = {finding.id: finding for finding in assessment.findings}
+    told = by_id["alert-replay"].rows if "alert-replay" in by_id else ()
+    rows = [
+        {
+            "alert": row["alert"],
+            "by replay": row["replay"],
+            "pending": row["pending"],
+            "firing": row["firing"],
+            "until": row["until"],
+            "after onset": None if row["after_onset_s"] is None else duration(row["after_onset_s"]),
+            "against ALERTS": row["recorded"],
+            "with another threshold": row["other_thresholds"],
+            "note": row["note"],
+        }
+        for row in told
+    ]
+    return _table(rows, "no alert rule that the server had loaded is about these metrics")
+
+
 # --- how a fragment is made --------------------------------------------------------------
 
 
@@ -299,6 +320,6 @@ FRAGMENT_CSS = (
 )
 
 __all__ = [
-    "Shown", "coverage", "duration", "findings", "log_lines", "number", "provenance", "timeline",
-    "timing", "unknowns", "verdict", "visible",
+    "Shown", "alerts", "coverage", "duration", "findings", "log_lines", "number", "provenance",
+    "timeline", "timing", "unknowns", "verdict", "visible",
 ]  # fmt: skip

@@ -37,14 +37,22 @@ def labels_of(given: Mapping[str, str] | Iterable[tuple[str, str]]) -> Labels:
     return tuple(sorted((k, v) for k, v in dict(given).items() if v))
 
 
-def load(evidence: Evidence, source: str, queries: Sequence[str]) -> dict[str, list[Series]]:
-    """Every series that the named queries brought from a source, by metric.
+def sizes(evidence: Evidence, source: str, queries: Sequence[str]) -> dict[str, int]:
+    """How many samples the named queries brought of each metric."""
+    given = {"source": source, "queries": list(queries)}
+    return {str(row["metric"]): int(row["n"]) for row in evidence.records(_SIZES, given)}
+
+
+def load(
+    evidence: Evidence, source: str, queries: Sequence[str], metrics: Iterable[str]
+) -> dict[str, list[Series]]:
+    """Every series of the named metrics that the named queries brought from a source, by metric.
 
     Two queries may have brought the same series; it is one here. Staleness markers never leave a
     server in raw samples, so they are put back where they must have been: at the first scrape of
     the target (a sample of its `up`) that did not find the series any more.
     """
-    given = {"source": source, "queries": list(queries)}
+    given = {"source": source, "queries": list(queries), "metrics": sorted({*metrics, "up"})}
     named = {
         row["sid"]: labels_of([("__name__", row["metric"]), *dict(row["labels"]).items()])
         for row in evidence.records(_SERIES, given)
@@ -98,9 +106,15 @@ def _merged(parts: list[tuple[Ints, Floats]]) -> tuple[Ints, Floats]:
 
 _SERIES = """
 SELECT sid, metric, labels FROM series
-WHERE source = $source AND list_contains($queries, query) ORDER BY sid
+WHERE source = $source AND list_contains($queries, query) AND list_contains($metrics, metric)
+ORDER BY sid
 """
 _SAMPLES = """
 SELECT sid, epoch_ms(ts) AS ms, value FROM samples JOIN series USING (sid)
-WHERE source = $source AND list_contains($queries, query) ORDER BY sid, ts
+WHERE source = $source AND list_contains($queries, query) AND list_contains($metrics, metric)
+ORDER BY sid, ts
+"""
+_SIZES = """
+SELECT metric, count(*) AS n FROM samples JOIN series USING (sid)
+WHERE source = $source AND list_contains($queries, query) GROUP BY metric ORDER BY metric
 """

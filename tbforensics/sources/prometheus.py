@@ -134,8 +134,11 @@ class PrometheusSource:
                 yield from ask.samples(query, *span)
 
     def parse(self, capture: Capture, body: BinaryIO) -> Iterator[tuple[str, pa.Table]]:
-        read = _rules_in if capture.role == RULE_FILE else promjson.read_reply
-        yield from promrows.tables(capture, read(body.read()), samples=ROLE)
+        if capture.role == RULE_FILE:
+            reply = _rules_in(body.read(), str(capture.request.get("file", "")))
+        else:
+            reply = promjson.read_reply(body.read())
+        yield from promrows.tables(capture, reply, samples=ROLE)
 
 
 SOURCE = PrometheusSource()
@@ -156,14 +159,14 @@ def _rule_files(client: Client, options: Options) -> Iterator[Capture]:
             yield client.keep_file(chunks, query="rules", role=RULE_FILE, request=request)
 
 
-def _rules_in(body: bytes) -> promjson.Reply:
+def _rules_in(body: bytes, name: str) -> promjson.Reply:
     """What a rule file says, as if it were a reply."""
     try:
         value = alertrules.plain_yaml(body.decode("utf-8"), "the rule file")
-        json.dumps(value)
-    except (ParametersError, ValueError, TypeError, RecursionError) as error:
-        return promjson.Reply(error=str(error))
-    return promjson.Reply(data=value)
+        groups = json.loads(json.dumps(value["groups"], default=str))
+    except (ParametersError, ValueError, TypeError, KeyError, RecursionError) as error:
+        return promjson.Reply(error=f"no rule file: {error}"[:500])
+    return promjson.Reply(data={"file": name, "groups": groups})
 
 
 def _rule_series(
@@ -176,7 +179,7 @@ def _rule_series(
             body = client.body(capture)
             if capture.role == RULE_FILE:
                 name = str(capture.request["file"])
-                rules += alertrules.from_file(_rules_in(body).data, name, capture.source)
+                rules += alertrules.from_file(_rules_in(body, name).data, name, capture.source)
             else:
                 rules += alertrules.from_server(promjson.read_reply(body).data, capture.source)
     asked = [query for query in asked if not query.params.get("derived")]
