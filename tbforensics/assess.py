@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from tbforensics import alerts as alert_rules
-from tbforensics.alerts import Watched
+from tbforensics.alertwatch import Watched
 from tbforensics.frames import labelled
 from tbforensics.model import (
     Assessment,

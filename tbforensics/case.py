@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 from prometheus_pandas.query import Prometheus
 
-from tbforensics import alerts, assess, collect, frames, manifest, parameters, plugins, quality
-from tbforensics.alerts import Watched
+from tbforensics import alertwatch, assess, collect, frames, manifest, parameters, plugins, quality
+from tbforensics.alertwatch import Watched
 from tbforensics.archive import Archive
 from tbforensics.errors import EvidenceError, ForensicsError
 from tbforensics.evidence import Evidence
@@ -96,7 +96,7 @@ class Case:
     @cached_property
     def alerts(self) -> tuple[Watched, ...]:
         """The alert rules about this kind's metrics, replayed over the evidence."""
-        return alerts.watch(self.evidence, self.incident, self.queries, self.manifest.captures)
+        return alertwatch.watch(self.evidence, self.incident, self.queries, self.manifest.captures)
 
     def findings_json(self) -> bytes:
         """What `findings.json` holds: the same bytes for the same evidence and parameters."""

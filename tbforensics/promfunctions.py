@@ -14,10 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tbforensics.prombuckets import histogram_quantiles
 from tbforensics.promranges import Semantics
 from tbforensics.promread import Match, Node, Select, Text, Unsupported
 from tbforensics.promseries import Bools, Floats, Ints, labels_of
-from tbforensics.promvectors import Vector, histogram_quantiles, matches, stacked
+from tbforensics.promvectors import Vector, matches, stacked
 
 Value = Vector | Floats  # a scalar is one number for each moment
 

@@ -82,7 +82,7 @@ def unique(vector: Vector) -> Vector:
     if len(set(vector.labels)) == len(vector.labels):
         return vector
     rows = []
-    for labels, members in _groups(vector.labels):
+    for labels, members in groups(vector.labels):
         present = vector.present[members]
         if (present.sum(axis=0) > 1).any():
             raise EvaluationFailed(f"two series with the same labels {spelled(labels)}")
@@ -101,7 +101,7 @@ def spelled(labels: Labels) -> str:
     return f"{name}{{{rest}}}" if rest or not name else name
 
 
-def _groups(keys: Iterable[Labels]) -> Iterator[tuple[Labels, list[int]]]:
+def groups(keys: Iterable[Labels]) -> Iterator[tuple[Labels, list[int]]]:
     groups: dict[Labels, list[int]] = {}
     for place, key in enumerate(keys):
         groups.setdefault(key, []).append(place)
@@ -140,7 +140,7 @@ def aggregated(vector: Vector, op: str, by: bool, names: tuple[str, ...], q: Flo
     """`sum by (...)` and its like; `q` is the parameter of `quantile`."""
     keys = [kept_labels(labels, by, names) for labels in vector.labels]
     rows = []
-    for labels, members in _groups(keys):
+    for labels, members in groups(keys):
         values, present = vector.values[members], vector.present[members]
         rows.append((labels, _folded(op, values, present, q), _any(present)))
     return stacked(rows, vector.moments)
@@ -209,8 +209,8 @@ def combined(left: Vector, right: Vector, op: str, matching: Matching) -> Vector
 
 
 def _any_of(vector: Vector, matching: Matching) -> dict[Labels, Bools]:
-    groups = _groups(_signature(labels, matching) for labels in vector.labels)
-    return {key: _any(vector.present[members]) for key, members in groups}
+    members_of = groups(_signature(labels, matching) for labels in vector.labels)
+    return {key: _any(vector.present[members]) for key, members in members_of}
 
 
 Operate = Callable[[Floats, Floats], tuple[Floats, Bools]]  # values, and which of them are kept
@@ -225,7 +225,7 @@ def matched(
     """
     swapped = matching.many == "right"
     many, one = (right, left) if swapped else (left, right)
-    ones = dict(_groups(_signature(labels, matching) for labels in one.labels))
+    ones = dict(groups(_signature(labels, matching) for labels in one.labels))
     # Prometheus looks no further when either side is empty.
     both = left.present.any(axis=0) & right.present.any(axis=0)
     for key, members in ones.items():
@@ -262,61 +262,3 @@ def _result_labels(many: Labels, one: Labels, matching: Matching, keeps_name: bo
     for name in matching.include:
         kept[name] = theirs.get(name, "")
     return labels_of(kept)
-
-
-# --- histograms ----------------------------------------------------------------------------
-
-
-def histogram_quantiles(vector: Vector, q: Floats) -> Vector:
-    """`histogram_quantile` over series with a label `le`.
-
-    Interpolated linearly within a bucket; the highest finite bound where the quantile lies above
-    it, which is why no threshold at or above that bound can ever be crossed.
-    """
-    bounds = [_bound(dict(labels).get("le")) for labels in vector.labels]
-    inside = [place for place, bound in enumerate(bounds) if bound is not None]
-    keys = [kept_labels(vector.labels[place], False, ("le",)) for place in inside]
-    rows = []
-    for labels, members in _groups(keys):
-        own = sorted((inside[member] for member in members), key=lambda p: bounds[p] or 0.0)
-        uppers = np.array([bounds[place] for place in own], float)
-        values, present = vector.values[own], vector.present[own]
-        answer = np.full(vector.moments, np.nan)
-        for chosen, moments in patterns(present):
-            if len(chosen):
-                counts = values[np.ix_(chosen, moments)]
-                answer[moments] = bucket_quantiles(uppers[chosen], counts, q[moments])
-        rows.append((labels, answer, _any(present)))
-    return unique(stacked(rows, vector.moments))
-
-
-def _bound(le: str | None) -> float | None:
-    try:
-        return None if le is None else float(le)
-    except ValueError:
-        return None
-
-
-def bucket_quantiles(uppers: Floats, counts: Floats, q: Floats) -> Floats:
-    """As Prometheus' bucketQuantile, for columns of cumulative counts by ascending bound."""
-    bounds, place = np.unique(uppers, return_inverse=True)
-    if len(bounds) < 2 or not np.isposinf(bounds[-1]):
-        return np.full(counts.shape[1], np.nan)
-    merged = np.zeros((len(bounds), counts.shape[1]))
-    np.add.at(merged, place, counts)
-    merged = np.fmax.accumulate(merged, axis=0)  # rates of racing scrapes may fall
-    total = merged[-1]
-    rank = np.clip(q, 0, 1) * total
-    bucket = np.minimum((merged[:-1] < rank).sum(axis=0), len(bounds) - 1)
-    columns = np.arange(counts.shape[1])
-    upper = bounds[bucket]
-    lower = np.where(bucket > 0, bounds[np.maximum(bucket - 1, 0)], 0.0)
-    below = np.where(bucket > 0, merged[np.maximum(bucket - 1, 0), columns], 0.0)
-    within = (rank - below) / (merged[bucket, columns] - below)
-    last = bucket == len(bounds) - 1
-    value = lower + (np.where(last, 0.0, upper) - lower) * within
-    value = np.where(last, bounds[-2], value)
-    value = np.where((bucket == 0) & (bounds[0] <= 0), bounds[0], value)
-    value = np.where((total == 0) | np.isnan(total), np.nan, value)
-    value = np.where(q < 0, -np.inf, np.where(q > 1, np.inf, value))
-    return np.asarray(np.where(np.isnan(q), np.nan, value))
