@@ -23,12 +23,14 @@ ROOMS = [
     # instruments: what was handed over encrypted
     *("givensecrets", "envelopes", "logcipher"),
     *("promql", "promjson", "promrows", "logstream", "logrows", "loglines", "logtables"),
+    *("zipped", "peersamples"),
     *("frames", "quality"),
     # instruments: what subsidies are due, epoch by epoch
     *("nodes", "epochs", "govacts", "issuance", "subsidies", "subsidy_tables"),
     # instruments: alert rules
-    *("promread", "promseries", "promranges", "promvectors", "promfunctions", "promeval"),
-    *("alertrules", "alertreplay", "alertchecks", "alerts"),
+    *("promread", "promseries", "promranges", "promvectors", "prombuckets"),
+    *("promfunctions", "promeval"),
+    *("alertrules", "alertreplay", "alertchecks", "alertwatch", "alerts"),
     # instruments: showing
     *("report_page", "charts", "display"),
     # plugs
