@@ -27,6 +27,8 @@ ROOMS = [
     *("frames", "quality"),
     # instruments: what subsidies are due, epoch by epoch
     *("nodes", "epochs", "govacts", "issuance", "subsidies", "subsidy_tables"),
+    # instruments: what settled, and whether the ledger adds up
+    *("plateau", "ledger", "settlement", "lanes", "bookkeeping"),
     # instruments: alert rules
     *("promread", "promseries", "promranges", "promvectors", "prombuckets"),
     *("promfunctions", "promeval"),
