@@ -52,7 +52,9 @@ def collect(incident: Incident, home: Path, report: Report = lambda capture: Non
     partial = folder.with_name(f".{incident.id}.collecting")
     try:
         with _alone(partial, incident):
-            _refuse_sealed(folder)  # another run may have sealed it since
+            if folder.exists():  # another run sealed it since
+                shutil.rmtree(partial, ignore_errors=True)
+                _refuse_sealed(folder)
             archive = Archive(partial)
             archive.drop_leftovers()
             queries = catalogue(plugins.load_kind(incident.kind), incident.sources)

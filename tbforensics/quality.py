@@ -11,7 +11,16 @@ from datetime import timedelta
 
 from tbforensics.evidence import Evidence
 from tbforensics.manifest import Manifest
-from tbforensics.model import Coverage, Doubt, Incident, Query, Shape, Window, utc_text
+from tbforensics.model import (
+    Capture,
+    Coverage,
+    Doubt,
+    Incident,
+    Query,
+    Shape,
+    Window,
+    utc_text,
+)
 
 ENOUGH_RATIO = 0.9  # of the window's steps; below it, silence is not read as health
 GAP_S = 60.0  # shorter holes are noise of any scraper
@@ -56,7 +65,7 @@ def _covered(
     if query.shape is Shape.RECORDS:
         return _records_covered(query, source, window, failed[0].error if failed else "", evidence)
     if query.shape is not Shape.ROWS:
-        ratio = _seen_ratio(query, source, window, evidence)
+        ratio = min(_seen_ratio(query, source, window, evidence), _answered(captures, window))
         if query.sparse and not failed:
             detail = "" if ratio else "none in the window"
             return Coverage(query.name, source, 1.0, "covered", query.required, detail)
@@ -70,6 +79,22 @@ def _covered(
     if query.source == "logs":
         return _logs_covered(query, source, window, failed[0].error if failed else "", evidence)
     return _snapshot_covered(query, source, window, evidence)
+
+
+def _answered(captures: Sequence[Capture], window: Window) -> float:
+    """Share of the window that usable replies speak of.
+
+    A counter without samples stood still only where it was asked about.
+    """
+    spoken = sorted(c.window for c in captures if c.usable and c.window)
+    if not spoken:
+        return 1.0  # what has no window speaks of all time
+    answered_s, until = 0.0, window.start
+    for piece in spoken:
+        if piece.end > until and piece.start < window.end:
+            begun, until = max(until, piece.start), min(piece.end, window.end)
+            answered_s += (until - begun).total_seconds()
+    return answered_s / window.seconds
 
 
 def _seen_ratio(query: Query, source: str, window: Window, evidence: Evidence) -> float:
@@ -173,6 +198,7 @@ def doubts(
     """Everything about the evidence that limits what may be said, or is worth knowing."""
     return [
         *_holes(incident, evidence),
+        *_unknown_targets(incident, manifest),
         *_resets(incident, queries, evidence),
         *_frozen(incident, evidence),
         *_scraped_twice(incident, evidence),
@@ -201,6 +227,21 @@ def _holes(incident: Incident, evidence: Evidence) -> Iterator[Doubt]:
             )
 
 
+def _unknown_targets(incident: Incident, manifest: Manifest) -> Iterator[Doubt]:
+    """Without `up`, a target that nobody could scrape is not even missed."""
+    failed = [c for c in manifest.captures_of("up") if not c.usable]
+    for capture in failed:
+        if capture.window is None or capture.window.overlap_s(incident.window):
+            yield Doubt(
+                "targets unknown",
+                f"{capture.source} did not say which targets it could scrape: {capture.error}",
+                capture.window,
+                "cleared",
+                ("up",),
+            )
+            return
+
+
 def _resets(incident: Incident, queries: Sequence[Query], evidence: Evidence) -> Iterator[Doubt]:
     asked = [query.name for query in queries if query.shape is Shape.GAUGE]
     gauges = {"gauges": list(GAUGES_NAMED_TOTAL), "asked_as_gauges": asked}
@@ -220,10 +261,11 @@ def _frozen(incident: Incident, evidence: Evidence) -> Iterator[Doubt]:
     for spell in evidence.records(_FROZEN, {"frozen_s": FROZEN_S, **_edges(incident.span)}):
         window = Window(spell["since"], spell["until"])
         share = window.overlap_s(incident.window) / incident.window.seconds
+        before = "they moved before" if spell["moved_before"] else "nor did they before that"
         yield Doubt(
             "frozen exporter",
             f"{spell['source']}: {spell['target']} answered every scrape, yet none of its "
-            f"{spell['series']} series moved for {duration(spell['seconds'])}; they moved before",
+            f"{spell['series']} series moved for {duration(spell['seconds'])}; {before}",
             window,
             "cleared" if share > UNSEEN_SHARE else "",
             ("up",),
@@ -328,7 +370,7 @@ ups AS (
 )"""
 
 # A target's scrapes cut the window into pieces; a piece is a hole when no scrape came (gap), or
-# when the scrapes within it failed.
+# when the scrapes within it failed. A target that was seen outside the window alone is one gap.
 _HOLES = f"""
 WITH {_TARGETS},
 pace AS (
@@ -344,6 +386,11 @@ pieces AS (
     UNION ALL
     SELECT source, target, 'gap', max(ts), $end::TIMESTAMPTZ FROM ups GROUP BY source, target
     UNION ALL
+    SELECT DISTINCT source, concat_ws(' ', labels['job'], labels['instance']) AS target, 'gap',
+           $start::TIMESTAMPTZ, $end::TIMESTAMPTZ
+    FROM series SEMI JOIN samples USING (sid)
+    WHERE query = 'up' AND (source, target) NOT IN (SELECT (source, target) FROM ups)
+    UNION ALL
     SELECT source, target, 'scrape failure', min(ts), least($end::TIMESTAMPTZ, max(until)) FROM (
         SELECT source, target, ts, value, lead(ts, 1, ts) OVER w AS until,
                row_number() OVER w - row_number() OVER (PARTITION BY source, target, value
@@ -352,7 +399,7 @@ pieces AS (
     ) WHERE value = 0 GROUP BY source, target, run
 )
 SELECT source, target, what, since, until, epoch(until - since) AS seconds
-FROM pieces JOIN pace USING (source, target)
+FROM pieces LEFT JOIN pace USING (source, target)
 WHERE until > since
   AND (what = 'scrape failure' OR epoch(until - since) > greatest($gap_s, 2.5 * usual))
 ORDER BY ALL
@@ -366,6 +413,7 @@ SELECT source, target, ts, list(DISTINCT query ORDER BY query) AS queries FROM (
     WHERE metric SIMILAR TO '.*_(total|count|sum|bucket)'
       AND NOT list_contains($gauges, metric)
       AND NOT list_contains($asked_as_gauges::VARCHAR[], query) AND ts >= $start AND ts < $end
+      AND NOT isnan(value)
 ) WHERE value < before
 GROUP BY ALL ORDER BY ALL
 """
@@ -424,26 +472,33 @@ _FROZEN = f"""
 WITH {_TARGETS},
 moves AS (
     SELECT source, concat_ws(' ', labels['job'], labels['instance']) AS target, sid, ts,
-           value IS DISTINCT FROM lag(value) OVER (PARTITION BY sid ORDER BY ts) AS moved
+           lag(ts) OVER one AS before_ts, value IS DISTINCT FROM lag(value) OVER one AS moved
     FROM samples JOIN series USING (sid)
-    WHERE ts >= $start AND ts < $end AND metric <> 'up'
+    WHERE ts < $end AND metric <> 'up'
       AND NOT starts_with(metric, 'scrape_') AND NOT starts_with(metric, 'ALERTS')
+    WINDOW one AS (PARTITION BY sid ORDER BY ts)
 ),
-scrapes AS (
-    SELECT source, target, ts, count(*) AS series, bool_or(moved) AS moved
-    FROM moves GROUP BY ALL
+begun AS (SELECT source, target, min(ts) AS begun FROM moves GROUP BY ALL),
+scrapes AS (  -- a series that appears moves, unless everything of its target appears with it
+    SELECT source, target, ts, count(*) AS series,
+           bool_or(moved AND (before_ts IS NOT NULL OR ts > begun)) AS moved
+    FROM moves JOIN begun USING (source, target) WHERE ts >= $start GROUP BY ALL
 ),
 still AS (
-    SELECT source, target, max(series) AS series, ts_from AS since, max(ts) AS until
+    SELECT source, target, max(series) AS series, ts_from IS NOT NULL AS moved_before,
+           coalesce(ts_from, min(ts)) AS since, max(ts) AS until
     FROM (SELECT *, max(CASE WHEN moved THEN ts END) OVER (
                  PARTITION BY source, target ORDER BY ts) AS ts_from FROM scrapes)
     GROUP BY source, target, ts_from
 )
-SELECT still.source, still.target, series, since, until, epoch(until - since) AS seconds
+SELECT still.source, still.target, series, since, until, moved_before,
+       epoch(until - since) AS seconds
 FROM still
-WHERE epoch(until - since) >= $frozen_s AND since > $start::TIMESTAMPTZ AND series >= 3
-  AND (SELECT count(*) FILTER (moved) / count(*) FROM scrapes s
-       WHERE s.source = still.source AND s.target = still.target AND s.ts <= still.since) >= 0.5
+WHERE epoch(until - since) >= $frozen_s AND series >= 3
+  -- what moves seldom was not frozen; what never moved cannot be told from it
+  AND coalesce((SELECT avg(moved::INT) FROM scrapes s
+       WHERE s.source = still.source AND s.target = still.target
+         AND CASE WHEN moved_before THEN s.ts <= still.since ELSE s.ts > still.until END), 1) >= 0.5
   AND NOT EXISTS (SELECT 1 FROM ups WHERE ups.source = still.source AND ups.target = still.target
                   AND ups.ts BETWEEN since AND until AND ups.value <> 1)
 ORDER BY ALL

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from json import dumps
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 
@@ -354,7 +355,8 @@ def _secrets_in(url: str) -> list[str]:
 
 def _key(capture: Capture) -> str:
     window = str(capture.window) if capture.window else ""
-    return repr((capture.query, capture.role, sorted(capture.request.items()), window))
+    request = dumps(dict(capture.request), sort_keys=True)  # the journal keeps no order of keys
+    return repr((capture.query, capture.role, request, window))
 
 
 def _in_words(error: Any) -> str:
