@@ -14,7 +14,7 @@ from tbforensics.alertrules import Rule
 from tbforensics.promeval import evaluate
 from tbforensics.promranges import Semantics
 from tbforensics.promread import Binary, Node, Number, Unsupported, read
-from tbforensics.promseries import Bools, Floats, Ints, Labels, Samples, Series, labels_of
+from tbforensics.promseries import Bools, Floats, Ints, Labels, Samples, labels_of
 from tbforensics.promvectors import NAME, EvaluationFailed, Vector
 
 _MOST_MOMENTS = 2_000_000
@@ -221,19 +221,8 @@ def _held(value: Vector, moments: Ints, for_ms: int, up: bool) -> Floats:
 
 def recorded(rule: Rule, samples: Samples, state: str = "firing") -> list[tuple[int, int]]:
     """(first, last sample) of each stretch in which ALERTS says that the rule's alert was so."""
-    wanted = {
-        "alertname": rule.alert,
-        "alertstate": state,
-        **{k: v for k, v in rule.labels.items() if "{{" not in v},
-    }
-    chosen = [
-        series
-        for series in samples.get("ALERTS", ())
-        if wanted.items() <= dict(series.labels).items()
-    ]
-    if not chosen:
-        return []
-    times = np.unique(np.concatenate([_true(series) for series in chosen]))
+    told = _told(rule, samples, alertstate=state)
+    times = np.unique(np.concatenate([np.empty(0, np.int64), *told]))
     if not len(times):
         return []
     usual = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
@@ -242,8 +231,30 @@ def recorded(rule: Rule, samples: Samples, state: str = "firing") -> list[tuple[
     return list(zip(firsts.tolist(), lasts.tolist(), strict=True))
 
 
-def _true(series: Series) -> Ints:
-    return np.asarray(series.times[series.values == 1])
+def as_recorded(rule: Rule, samples: Samples) -> Rule:
+    """The rule at the pace and phase at which its group ran, where ALERTS tells.
+
+    The server tells how its groups are evaluated now; it writes ALERTS each time that they were.
+    """
+    times = np.unique(np.concatenate([np.empty(0, np.int64), *_told(rule, samples)]))
+    if len(times) < 3:
+        return rule
+    interval_s = float(np.median(np.diff(times))) / 1000
+    # Stretches of several alerts lie beside each other, so only a shorter pace is believed.
+    interval_s = min(interval_s, rule.interval_s)
+    phase_s = float(times[-1] % round(interval_s * 1000)) / 1000
+    return replace(rule, interval_s=interval_s, phase_s=phase_s)
+
+
+def _told(rule: Rule, samples: Samples, **more: str) -> list[Ints]:
+    """When ALERTS says that an alert of the rule was there."""
+    labels = {k: v for k, v in rule.labels.items() if "{{" not in v}
+    wanted = {"alertname": rule.alert, **labels, **more}.items()
+    return [
+        np.asarray(series.times[series.values == 1])
+        for series in samples.get("ALERTS", ())
+        if wanted <= dict(series.labels).items()
+    ]
 
 
 def identity(spells: Sequence[Spell]) -> str:

@@ -28,8 +28,8 @@ def findings(
     fired = [one for one in replayed if one.fired(window)]
     yield _told(watched, fired, replayed, window, when, onset, cites)
     for cannot, id, words in (
-        ("fire", "alerts-cannot-fire", "can never fire"),
-        ("mean it", "alerts-unsound", "do not mean what they say"),
+        ("fire", "rules-cannot-fire", "can never fire"),
+        ("mean it", "rules-unsound", "do not mean what they say"),
     ):
         bad = [one for one in watched if any(p.cannot == cannot for p in one.problems)]
         if bad:
@@ -78,7 +78,7 @@ def _told(
             claim += f"; {len(fired)} of {len(replayed)} replayed rules would have fired"
     return Finding(
         claim=claim,
-        id="alert-replay",
+        id="rules-replayed",
         value=value,
         unit=unit,
         window=when,

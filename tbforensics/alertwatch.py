@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from tbforensics import alertrules, promql, promseries
 from tbforensics.alertchecks import Known, Problem, problems
-from tbforensics.alertreplay import Replay, Spell, recorded, replay
+from tbforensics.alertreplay import Replay, Spell, as_recorded, recorded, replay
 from tbforensics.alertrules import Rule
 from tbforensics.evidence import Evidence
 from tbforensics.model import Capture, Incident, Json, Query, Shape, Window
@@ -138,6 +138,7 @@ class _Server:
         names = tuple(sorted({select.name for select in chosen}))
         cites = tuple(sorted({self._whole[name] for name in names if name in self._whole}))
         found = tuple(problems(rule, self._known))
+        rule = as_recorded(rule, self.samples)
         told = tuple(recorded(rule, self.samples))
         watched = Watched(Replay(rule, "not replayed"), found, told, "", names, cites)
         start, end, why = self._held(chosen, incident.window)

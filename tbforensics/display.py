@@ -265,7 +265,7 @@ def _plain(value: object) -> Json:
 def alerts(assessment: Assessment) -> Shown:
     """What each alert rule about the kind's metrics would have told, and which never can."""
     by_id = {finding.id: finding for finding in assessment.findings}
-    told = by_id["alert-replay"].rows if "alert-replay" in by_id else ()
+    told = by_id["rules-replayed"].rows if "rules-replayed" in by_id else ()
     rows = [
         {
             "alert": row["alert"],

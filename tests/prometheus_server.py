@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CONFIG = """\
-global: {scrape_interval: 1h, evaluation_interval: 1h}
+global: {scrape_interval: 1h, evaluation_interval: 15s}
 rule_files: [rules.yml]
 scrape_configs:
   - job_name: itself
