@@ -18,6 +18,7 @@ import pandas as pd
 EPOCH_BLOCKS = 120
 NOMINAL_EPOCH_S = 120.0  # blocks come about one second apart
 _SHARP = 2.5  # times the usual distance of samples
+_MOST_UNSEEN = 4  # epochs for each boundary that was seen, where little noise moves anything
 _SAME_BOUNDARY_S = 45.0  # nodes see one boundary at their own scrapes; far below an epoch
 
 Setting = tuple[int, ...]  # what one epoch set: the four multipliers, as published
@@ -151,15 +152,18 @@ def date_epochs(
 
 
 def _usual_s(seen: Sequence[pd.Timestamp], numbers: Mapping[pd.Timestamp, int]) -> float:
+    """How long an epoch takes: by the numbers, or by the boundaries when nothing numbers them."""
+    apart_s = [(b - a).total_seconds() for a, b in pairwise(seen)]
+    if not apart_s:
+        return NOMINAL_EPOCH_S
+    usual_s = statistics.median(apart_s)
     known = [(moment, numbers[moment]) for moment in seen if moment in numbers]
-    paces = [
-        (after - before).total_seconds() / (m - n)
-        for (before, n), (after, m) in pairwise(known)
-        if m > n
-    ]
-    if not paces:
-        paces = [(b - a).total_seconds() for a, b in pairwise(seen)]
-    return float(statistics.median(paces)) if paces else NOMINAL_EPOCH_S
+    paces = []
+    for (before, n), (after, m) in pairwise(known):
+        seconds = (after - before).total_seconds()
+        if 0 < m - n <= _MOST_UNSEEN * max(1, round(seconds / usual_s)):  # else a number is wrong
+            paces.append(seconds / (m - n))
+    return float(statistics.median(paces or apart_s))
 
 
 def _apart(
