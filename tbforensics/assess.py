@@ -94,9 +94,17 @@ def judge(
 
 
 def _required(coverage: Sequence[Coverage]) -> Iterator[Coverage]:
-    """Required queries that no source covers; one source that does is enough."""
+    """Required queries that no source covers, and sources that failed to answer one.
+
+    One source that covers is enough beside others that have no such series; of a source that
+    failed, nobody knows what it has.
+    """
     covered = {row.query for row in coverage if row.enough}
-    return (row for row in coverage if row.required and row.query not in covered)
+    return (
+        row
+        for row in coverage
+        if row.required and (row.query not in covered or row.state == "failed")
+    )
 
 
 # --- timeline ------------------------------------------------------------------------------
