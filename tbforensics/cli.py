@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from tbforensics.model import Capture, Incident
 
 MISSING_EVIDENCE, FAILED_NOTEBOOK = 3, 4
+_CASE = click.Path(exists=True, file_okay=False, path_type=Path)
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 # What no program can help: the disk is full or shut, or may not be read.
 _OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -86,12 +89,18 @@ def report(case: Path) -> None:
 @main.command()
 @click.argument("case", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--recompute", is_flag=True, help="also make the evidence anew from raw/")
-def verify(case: Path, recompute: bool) -> None:
+@click.option("--key", "keys", multiple=True, type=_FILE, help="public key that must have signed")
+@click.option("--record", is_flag=True, help="note in the custody log that this was checked")
+def verify(case: Path, recompute: bool, keys: tuple[Path, ...], record: bool) -> None:
     """Prove offline that a case is what was sealed; name the first thing that is not."""
+    from itertools import chain
+
+    from tbforensics import manifest, signing
     from tbforensics.case import prove
 
+    publics = [signing.read_public(path) for path in keys]
     broken = None
-    for check in prove(case, recompute=recompute):
+    for check in chain(prove(case, recompute=recompute), signing.checks(case, publics)):
         click.echo(
             f"{'ok     ' if check.holds else 'BROKEN '} {check.name}: {_inert(check.detail)}"
         )
@@ -99,6 +108,8 @@ def verify(case: Path, recompute: bool) -> None:
     if broken:
         click.echo(f"{case.name} does not hold: {_inert(broken.detail)}", err=True)
         sys.exit(1)
+    if record:
+        manifest.note_act(case, "verified", keys=[key.keyid for key in publics])
     click.echo(f"{case.name} holds")
 
 
@@ -183,7 +194,35 @@ def schema(what: str) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
+# --- handing on ----------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("case", type=_CASE)
+@click.option("--key", required=True, type=_FILE, help="private Ed25519 key, OpenSSH or PEM")
+@click.option("--passphrase-file", type=_FILE, help="default: TBFORENSICS_KEY_PASSPHRASE, or ask")
+def sign(case: Path, key: Path, passphrase_file: Path | None) -> None:
+    """Vouch for a case as it is. A statement that still holds is countersigned."""
+    from tbforensics import signing
+
+    def passphrase() -> str:
+        words = f"Passphrase of {key.name}"
+        return _passphrase(passphrase_file, "TBFORENSICS_KEY_PASSPHRASE", words)
+
+    who, signed = signing.sign(case, signing.read_private(key, passphrase))
+    click.echo(f"{case.name} {'is' if signed else 'was already'} signed by {who}")
+
+
 # --- shared --------------------------------------------------------------------------------
+
+
+def _passphrase(file: Path | None, variable: str, words: str, *, confirm: bool = False) -> str:
+    """From a file, the environment or the keyboard; never from an argument, which all can see."""
+    if file:
+        return file.read_text(encoding="utf-8").rstrip("\r\n")
+    if text := os.environ.get(variable):
+        return text
+    return str(click.prompt(words, hide_input=True, confirmation_prompt=confirm, err=True))
 
 
 def _read(path: Path) -> Incident:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 
-from tbforensics import manifest, parameters, report
+from tbforensics import manifest, parameters, report, signing
 from tbforensics.case import Case
 from tbforensics.errors import ReportError
 
@@ -36,6 +36,7 @@ def publish(case: Case, home: Path) -> str:
         tool_version=manifest.tool_version(),
         rendered_at=datetime.now(UTC),
         failure=failure,
+        signature=signing.words(case.folder),
     )
     report.write_report(executed, case.folder / "report.html", header)
     names = ("report.ipynb", "report.html")

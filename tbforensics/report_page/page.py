@@ -24,6 +24,7 @@ class Header:
     verdict: None when the run failed before there was one.
     failure: what `execute` returned.
     case:    the folder as `tbforensics verify` takes it.
+    signature: who signed the case before this page was printed; "" when nobody had.
     """
 
     title: str
@@ -39,6 +40,7 @@ class Header:
     rendered_at: datetime
     failure: str = ""
     case: str = ""
+    signature: str = ""
 
 
 def page_of(
@@ -68,6 +70,7 @@ def page_of(
         "sums": [
             ("Manifest SHA-256", visible(header.manifest_sha256 or "none", limit=80)),
             ("Findings SHA-256", visible(header.findings_sha256 or "none", limit=80)),
+            ("Signature", visible(header.signature or "none when this was printed", limit=400)),
             ("Check it with", f"tbforensics verify {case}"),
         ],
         "command": f"tbforensics verify {case}",
