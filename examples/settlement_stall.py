@@ -263,8 +263,9 @@ def _node_b(past: History, rng: np.random.Generator) -> None:
     target, times = {"instance": "node-b:9898", "job": "the_block"}, past.times(9.7)
 
     def add(name: str, values: np.ndarray, **labels: str) -> None:
-        seen = unseen(times, restarted(times, values, RESTARTED), *GAP)
-        past.add(name, {**target, **labels}, times, seen)
+        gauge = name.startswith("compute_sla_") and "violations" not in name
+        values = values if gauge else restarted(times, values, RESTARTED)
+        past.add(name, {**target, **labels}, times, unseen(times, values, *GAP))
 
     past.add("up", target, times, np.where((times >= GAP[0]) & (times < GAP[1]), 0.0, 1.0))
     begun = np.where(times < RESTARTED, at(5, 0), RESTARTED)

@@ -238,6 +238,8 @@ def _root(during: Window, books: _Books, stale_after_s: float) -> Finding:
     check = books.check
     changes = ledger.root_changes(books.balances, books.log, books.after)
     caution = "roots carry no time; the audit log dates those that its entries lead back to"
+    if len(changes) > _MOST_ROWS:
+        caution += f", and the newest {_MOST_ROWS} are shown"
     if _apart_s(books) < stale_after_s:
         caution += (
             f"; whether a root is stale needs two captures {stale_after_s:,.0f} s apart, and "
@@ -263,10 +265,30 @@ def _root(during: Window, books: _Books, stale_after_s: float) -> Finding:
                 "entity": change.entry.entity,
                 "sequence": change.entry.sequence,
             }
-            for change in changes
+            for change in changes[-_MOST_ROWS:]
         ),
         caution=caution,
     )
+
+
+def roots_dated(frames: Frames) -> pd.Series:
+    """How many roots of the nodes' rings came to be in each step, as far as they can be dated.
+
+    Shape: the frames' index; NaN before the first of them, where the rings reach no further back.
+    """
+    index = frames["settled"].index
+    moments = [
+        at
+        for source in sorted(set(frames["roots_after"]["source"]))
+        for books in [_books(frames, source)]
+        for change in ledger.root_changes(books.balances, books.log, books.after)
+        if (at := moment(change.entry.timestamp)) is not None
+    ]
+    places = index.searchsorted(pd.DatetimeIndex(moments, tz="UTC"), side="right") - 1
+    counts = pd.Series(0.0, index=index)
+    for place in places[places >= 0]:
+        counts.iloc[place] += 1
+    return counts.where(index >= index[places.min()]) if len(places) else counts.where(False)
 
 
 def _apart_s(books: _Books) -> float:

@@ -43,8 +43,8 @@ def plateaus(
     """Spells in which no more than `share` of what was due came, in time order.
 
     Shape:   two arrays of equal length, counts per row; NaN where nothing was seen.
-    missing: how much must be due and not come before it is a spell. With ten due, none comes by
-             chance once in 22,000 spells.
+    missing: how much must be due and not come before it is a spell. By chance, ten in a row do
+             not come once for every 22,000 that are due, and twelve once for every 160,000.
     Errors:  ValueError when the lengths differ or `share` is not between 0 and 1.
     Source:  Page, "Continuous inspection schemes", Biometrika 41 (1954): the sum of each row's
              log-likelihood ratio of two Poisson rates, `share` times the due against the due

@@ -37,7 +37,7 @@ class Thresholds:
     """What makes it an incident. A stall crosses the first three."""
 
     stall_after_s: float = 120.0  # about one epoch: 120 blocks near one second each
-    missing_settlements: float = 10.0  # due and not landed: by chance once in 22,000 spells
+    missing_settlements: float = 12.0  # due and not landed: by chance once in 160,000 due
     settled_share: float = 0.1  # of what was due; a trickle below it is a stall too
     starved_after_s: float = 120.0  # a job that waits longer than an epoch is not merely early
     quiet_violations: float = 5.0  # steps with violations and no burn; one burn may come late
@@ -159,7 +159,6 @@ def _stall_row(stall: Stall) -> dict[str, Json]:
         "target": stall.flow.target,
         "from": utc_text(stall.window.start),
         "to": utc_text(stall.window.end) if stall.plateau.after is not None else None,
-        "minutes": stall.window.seconds / _MINUTE_S,
         "matches": stall.matches,
         "dry_runs": stall.dry_runs,
         "due": stall.due_of_matches,
