@@ -134,7 +134,8 @@ def spells_of(
     edges = np.flatnonzero(np.diff(np.concatenate([[False], present, [False]]).astype(np.int8)))
     kept: Spell | None = None  # fires on although its expression is quiet
     for first, after in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
-        if kept and kept.ended is not None and moments[first] >= kept.ended:
+        # It ends only at an evaluation that does not find it, even when its time is over.
+        if kept and kept.ended is not None and moments[first] > kept.ended:
             yield kept
             kept = None
         begun = kept or Spell(labels, int(moments[first]), None, None)

@@ -43,7 +43,7 @@ from tbforensics.promvectors import (
     stacked,
 )
 
-MOST_CELLS = 200_000_000  # samples looked at for one expression, before it is too much to replay
+MOST_CELLS = 50_000_000  # samples looked at for one expression, before it is too much to replay
 
 
 def evaluate(tree: Node, samples: Samples, moments: Ints, rules: Semantics) -> Value:
@@ -169,8 +169,9 @@ class _Evaluation:
         """The values of the inner expression on the absolute grid of its step, as samples."""
         first = int(self.moments[0]) - node.offset_ms - node.range_ms
         last = int(self.moments[-1]) - node.offset_ms
-        grid = np.arange(-(-first // node.step_ms), last // node.step_ms + 1) * node.step_ms
-        self._spend(len(grid))
+        number, after = -(-first // node.step_ms), last // node.step_ms + 1
+        self._spend(after - number)
+        grid = np.arange(number, after, dtype=np.int64) * node.step_ms
         inner = _Evaluation(self.samples, grid, self.rules, self._cells)
         value = inner.value(node.expr)
         if not isinstance(value, Vector):
