@@ -213,6 +213,34 @@ def sign(case: Path, key: Path, passphrase_file: Path | None) -> None:
     click.echo(f"{case.name} {'is' if signed else 'was already'} signed by {who}")
 
 
+@main.command()
+@click.argument("case", type=_CASE)
+@click.argument("parcel", type=click.Path(path_type=Path))
+def export(case: Path, parcel: Path) -> None:
+    """Pack a case into one file (an RO-Crate in a ZIP) to hand on."""
+    from tbforensics import parcel as work
+
+    sha256, noted = work.export(case, parcel)
+    click.echo(f"{sha256}  {parcel}")
+    if not noted:
+        click.echo(f"{case.name} cannot be written, so its log does not say this", err=True)
+
+
+@main.command("import")
+@click.argument("parcel", type=_FILE)
+@click.option("--to", "home", type=_CASE, help="project folder; default: the one we are in")
+@click.option("--key", "keys", multiple=True, type=_FILE, help="public key that must have signed")
+def import_(parcel: Path, home: Path | None, keys: tuple[Path, ...]) -> None:
+    """Unpack a parcel, verify its case, and put it into incidents/."""
+    from tbforensics import parcel as work
+    from tbforensics import signing
+    from tbforensics.case import find_home
+
+    publics = [signing.read_public(path) for path in keys]
+    folder = work.unpack(parcel, home or find_home(), publics)
+    click.echo(f"{folder} is here and holds; also recompute it: tbforensics verify {folder}")
+
+
 # --- shared --------------------------------------------------------------------------------
 
 
