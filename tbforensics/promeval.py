@@ -118,9 +118,13 @@ class _Evaluation:
 
     # --- selectors ---------------------------------------------------------------------
 
+    def _chosen(self, node: Select) -> list[Series]:
+        found = chosen(node, self.samples, self.rules)
+        return [series for series in found if len(series.times)]
+
     def _instant(self, node: Select) -> Vector:
         rows = []
-        for series in chosen(node, self.samples, self.rules):
+        for series in self._chosen(node):
             place, present = self._newest(series, node.offset_ms)
             rows.append((series.labels, series.values[place], present))
         return stacked(rows, len(self.moments))
@@ -128,7 +132,7 @@ class _Evaluation:
     def sample_times(self, node: Select) -> Vector:
         """When each series was last sampled, in seconds."""
         rows = []
-        for series in chosen(node, self.samples, self.rules):
+        for series in self._chosen(node):
             place, present = self._newest(series, node.offset_ms)
             rows.append((series.labels, series.times[place] / 1000.0, present))
         return stacked(rows, len(self.moments))
@@ -139,8 +143,6 @@ class _Evaluation:
         at = self.moments - offset_ms
         place = np.searchsorted(series.times, at, side="right") - 1
         there, place = place >= 0, np.maximum(place, 0)
-        if not len(series.times):
-            return place, there
         age = at - series.times[place]
         lookback = self.rules.lookback_ms
         there &= (age < lookback) if self.rules.left_open else (age <= lookback)
@@ -152,7 +154,7 @@ class _Evaluation:
 
     def _ranges(self, node: Node) -> list[tuple[Labels, Windows]]:
         if isinstance(node, Select) and node.range_ms:
-            found = chosen(node, self.samples, self.rules)
+            found = self._chosen(node)
             span, offset = node.range_ms, node.offset_ms
         elif isinstance(node, Subquery):
             found, span, offset = self._subquery(node), node.range_ms, node.offset_ms

@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import json
 import math
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 
+import made
 import numpy as np
 import prometheus_server
 import pytest
 
+from tbforensics import frames, promfunctions, promranges
+from tbforensics.prombuckets import quantile
 from tbforensics.promeval import evaluate
 from tbforensics.promranges import semantics
-from tbforensics.promread import read
-from tbforensics.promseries import Floats, Ints, Labels, Samples, Series, labels_of
-from tbforensics.promvectors import Vector
+from tbforensics.promread import RANGE_FUNCTIONS, VECTOR_FUNCTIONS, Unsupported, read
+from tbforensics.promseries import (
+    Floats,
+    Ints,
+    Labels,
+    Samples,
+    Series,
+    gone,
+    labels_of,
+    load,
+)
+from tbforensics.promvectors import EvaluationFailed, Vector
 
 TOLERANCE = 1e-9  # relative: sums run in another order than Prometheus' compensated ones
 START_MS, SECONDS = 1_795_168_800_000, 5400
@@ -284,3 +297,227 @@ def test_prometheus_and_we_say_the_same(server, text):
         if not same(mine[labels][ms], value)
     ]
     assert not wrong, wrong[:5]
+
+
+FAILURES = [
+    "level * on(job) info",
+    "level + on(job) group_left info",
+    "info * on(job) group_right fails_total",
+    "level / on() group_left() info",
+    'label_replace(level, "instance", "same", "job", ".*")',
+    'label_replace(fails_total, "reason", "", "job", ".*")',
+    'sum_over_time({__name__=~"fails_total|level"}[5m]) * on(instance) group_left info + on() info',
+]
+
+
+@pytest.mark.parametrize("text", FAILURES)
+def test_where_prometheus_answers_with_an_error_so_do_we(server, text):
+    url, samples = server
+    moments = START_MS + np.arange(600, SECONDS, 300) * 1000
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        asked(url, text, moments)
+    with refused.value as error:
+        assert error.code == 422
+    with pytest.raises(EvaluationFailed):
+        ours(text, samples, moments)
+
+
+# --- what differs between versions ---------------------------------------------------------
+
+
+def one(name: str, samples: list[tuple[float, float]], ends: tuple[float, ...] = ()) -> Samples:
+    """A series from (seconds, value)."""
+    times = np.array([round(s * 1000) for s, _ in samples], np.int64)
+    gone_at = np.array([round(s * 1000) for s in ends], np.int64)
+    values = np.array([v for _, v in samples], float)
+    return {name: [Series((("__name__", name),), times, values, gone_at)]}
+
+
+def at(text: str, samples: Samples, second: float, version: str = "2.42.0") -> float | None:
+    value = evaluate(read(text), samples, np.array([round(second * 1000)]), semantics(version))
+    assert isinstance(value, Vector)
+    return float(value.values[0, 0]) if len(value.labels) else None
+
+
+MINUTE = [(15.0 * n, float(n)) for n in range(5)]
+
+
+def test_a_range_holds_its_first_moment_in_prometheus_2_and_not_in_3():
+    samples = one("m", MINUTE)
+    assert at("count_over_time(m[1m])", samples, 60, "2.53.1+ds") == 5
+    assert at("count_over_time(m[1m])", samples, 60, "3.0.0") == 4
+    assert at("count_over_time(m[1m])", samples, 60, "v3.5.0") == 4
+    assert at("count_over_time(m[1m])", samples, 60, "unreadable") == 4
+    assert at("max_over_time(vector(1)[1m:15s])", samples, 60, "3.0.0") == 1
+    assert at("count_over_time(m[1m:15s])", samples, 60, "2.53.1") == 5
+    assert at("count_over_time(m[1m:15s])", samples, 60, "3.0.0") == 4
+
+
+def test_a_sample_of_exactly_the_lookback_is_still_good_in_prometheus_2_and_not_in_3():
+    samples = one("m", [(0, 7.0)])
+    assert at("m", samples, 300, "2.42.0") == 7
+    assert at("m", samples, 300, "3.0.0") is None
+    assert at("m", samples, 299.999, "3.0.0") == 7
+    assert at("m", samples, 300.001, "2.42.0") is None
+
+
+def test_the_same_rate_has_four_samples_or_three_and_comes_out_the_same_only_when_steady():
+    samples = one("m", MINUTE)
+    assert at("increase(m[1m])", samples, 60, "2.42.0") == 4
+    # (0, 60] sees 1 to 4 and stretches what it saw over the 15 s that it did not.
+    assert at("increase(m[1m])", samples, 60, "3.0.0") == 4
+    burst = one("m", [(0, 0.0), (15, 10.0), (30, 10.0), (45, 10.0), (60, 10.0)])
+    assert at("increase(m[1m])", burst, 60, "2.42.0") == 10
+    assert at("increase(m[1m])", burst, 60, "3.0.0") == 0
+
+
+def test_since_2_52_the_zero_point_of_a_counter_bounds_only_half_a_step_of_stretching():
+    # First sample 60 s after the range began, its zero point 12 s before it, a step is 20 s.
+    samples = one("m", [(60, 6.0), (80, 16.0), (100, 26.0), (120, 36.0)])
+    assert at("increase(m[2m])", samples, 120, "2.51.2") == pytest.approx(30 * 72 / 60)
+    assert at("increase(m[2m])", samples, 120, "2.52.0") == pytest.approx(30 * 70 / 60)
+    near_zero = one("m", [(60, 1.0), (80, 11.0), (100, 21.0), (120, 31.0)])
+    for version in ("2.51.2", "2.52.0"):
+        assert at("increase(m[2m])", near_zero, 120, version) == pytest.approx(30 * 62 / 60)
+
+
+def test_dots_of_a_regex_meet_line_breaks_only_since_3():
+    labels = (("__name__", "m"), ("text", "a\nb"))
+    samples = {"m": [Series(labels, np.array([0], np.int64), np.array([1.0]))]}
+    assert at('m{text=~"a.b"}', samples, 0, "2.53.1") is None
+    assert at('m{text=~"a.b"}', samples, 0, "3.0.0") == 1
+    assert at('m{text=~"a"}', samples, 0, "3.0.0") is None  # anchored at both ends
+
+
+def test_a_series_that_was_found_gone_is_away_at_once_and_comes_back():
+    samples = one("m", [(0, 1.0), (15, 2.0), (60, 3.0)], ends=(30.0,))
+    assert [at("m", samples, s) for s in (29, 30, 45, 59, 60)] == [2, None, None, None, 3]
+    assert at("sum_over_time(m[1m])", samples, 60) == 6  # a marker is no sample
+    assert at("timestamp(m)", samples, 29) == 15
+
+
+def test_a_series_is_found_gone_at_the_first_scrape_without_it():
+    scrapes = np.arange(0, 150, 15)
+    assert gone(np.array([0, 15, 30, 90, 105]), scrapes).tolist() == [45, 120]
+    assert gone(np.array([0, 15, 30]), np.array([0, 15, 30])).tolist() == []
+    assert gone(np.array([3, 18, 33]), scrapes).tolist() == []  # times of its own
+    assert gone(np.array([], np.int64), scrapes).tolist() == []
+
+
+def test_nothing_collected_is_an_empty_answer_and_not_an_error():
+    moments = np.array([0, 1000])
+    for text in ("m", "rate(m[5m])", "sum(m)", "m > 1", "m / m", "histogram_quantile(.9, m)"):
+        value = evaluate(read(text), {}, moments, OLD)
+        assert isinstance(value, Vector)
+        assert value.values.shape == (0, 2)
+    assert at("absent(m)", {}, 0) == 1
+    empty = {"m": [Series((("__name__", "m"),), np.empty(0, np.int64), np.empty(0))]}
+    assert at("m", empty, 0) is at("rate(m[5m])", empty, 0) is at("timestamp(m)", empty, 0) is None
+
+
+# --- ours that counts, theirs that guesses -------------------------------------------------
+
+
+def test_our_increase_counts_what_happened_and_theirs_stretches_it(tmp_path):
+    """Two failures in a minute: Prometheus says 2.36, because it stretches 45 s to 53 s."""
+    rises = [(s, float(s >= 30) + float(s >= 45)) for s in range(0, 121, 15)]
+    shifted = [(s + 7, v) for s, v in rises]  # no scrape at the edges, as it is in life
+    evidence = made.evidence_of(
+        tmp_path,
+        {"m": {made.labels(): shifted}, "up": {made.labels(): [(s, 1.0) for s, _ in shifted]}},
+    )
+    span = made.window(0, 120)
+    counted = frames.increase(evidence, "m", span, 60.0).iloc[:, 0]
+    first_minute = round(made.at(60).timestamp() * 1000)
+    samples = load(evidence, "main", ["m", "up"], ["m"])
+    theirs = evaluate(read("increase(m[1m])"), samples, np.array([first_minute]), OLD)
+    assert isinstance(theirs, Vector)
+    assert counted.tolist() == [2.0, 0.0]  # whole failures, and their sum is the total
+    # 45 s between the first and the last of four scrapes, and 8 s more to the end of the range;
+    # to its beginning no further, because there the counter would stand at nothing.
+    assert float(theirs.values[0, 0]) == pytest.approx(2 * (45 + 8) / 45)
+    evidence.close()
+
+
+def test_a_series_born_at_its_first_event_counts_for_us_and_not_for_them(tmp_path):
+    """A family that registers at first use: its first failure is invisible to `increase`."""
+    born = [(s, 1.0) for s in range(30, 121, 15)]
+    evidence = made.evidence_of(
+        tmp_path,
+        {"m": {made.labels(): born}, "up": {made.labels(): made.ups(0, 120)}},
+    )
+    counted = frames.increase(evidence, "m", made.window(0, 120), 60.0).iloc[:, 0]
+    samples = load(evidence, "main", ["m", "up"], ["m"])
+    moment = round(made.at(60).timestamp() * 1000)
+    theirs = evaluate(read("increase(m[1m])"), samples, np.array([moment]), OLD)
+    assert isinstance(theirs, Vector)
+    assert counted.sum() == 1.0
+    assert float(theirs.values[0, 0]) == 0.0
+    evidence.close()
+
+
+# --- quantiles that say what they do not know ----------------------------------------------
+
+
+def test_a_quantile_beyond_the_buckets_is_unresolved_and_not_a_number():
+    bounds = np.array([0.1, 1.0, 10.0, np.inf])
+    counts = np.array([50.0, 60.0, 90.0, 100.0])
+    within = quantile(bounds, counts, 0.75)
+    assert (within.value, within.lower, within.upper, within.unresolved) == (5.5, 1.0, 10.0, "")
+    below, above = quantile(bounds, counts, 0.3), quantile(bounds, counts, 0.95)
+    assert math.isnan(below.value) and math.isnan(above.value)
+    assert below.unresolved == "unresolved: below the first bound 0.1"
+    assert above.unresolved == "unresolved: above the last bound 10"
+    assert quantile(bounds, 0 * counts, 0.5).unresolved == "unresolved: nothing was counted"
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        quantile(bounds, counts, 95)
+    with pytest.raises(ValueError, match=r"\+Inf"):
+        quantile(bounds[:3], counts[:3], 0.5)
+
+
+# --- what is refused -----------------------------------------------------------------------
+
+
+def test_every_part_that_cannot_be_replayed_is_listed_at_once():
+    with pytest.raises(Unsupported) as refused:
+        read("topk(3, m) > m @ 5 and max_over_time(m[5m:]) > 1")
+    assert refused.value.problems == (
+        "the aggregation topk",
+        "the @ modifier",
+        "a subquery without a step: the server's default is not recorded",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("(" * 100 + "m" + ")" * 100, "brackets within brackets"),
+        ("m +" * 500 + "m", "names, numbers and operators"),
+        ("m" * 30_000, "characters"),
+        ("sum(", "no PromQL that we know"),
+        ('m{a=~"(?=x)"}', "no PromQL that we know"),
+        ("m{a='\ud800'}", "no PromQL that we know"),
+        ("histogram_avg(m)", "histogram_avg"),
+    ],
+)
+def test_what_is_too_large_or_unknown_is_refused_in_words(text, why):
+    with pytest.raises(Unsupported) as refused:
+        read(text)
+    assert why in " ".join(refused.value.problems)
+
+
+def test_brackets_and_operators_within_texts_and_comments_are_not_counted():
+    assert read('m{a="' + "(" * 500 + '"} # ' + "((" * 200)
+
+
+def test_a_question_that_looks_at_too_much_is_refused_before_it_is_computed():
+    samples = one("m", MINUTE)
+    with pytest.raises(Unsupported, match="cannot be replayed") as refused:
+        at("max_over_time(rate(m[1y])[1y:1ms])", samples, 60)
+    assert "50,000,000 samples" in refused.value.problems[0]
+
+
+def test_every_function_that_is_read_is_also_evaluated():
+    special = {"absent_over_time", "predict_linear", "quantile_over_time"}
+    assert set(promranges.FUNCTIONS) | special == RANGE_FUNCTIONS
+    assert set(promfunctions.FUNCTIONS) == VECTOR_FUNCTIONS
