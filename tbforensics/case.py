@@ -112,20 +112,23 @@ class Case:
                 "thresholds": dict(self.incident.thresholds),
                 "manifest_sha256": self.manifest.sha256,
                 **assess.to_json(self.assessment),
-                "evidence": {
-                    query.name: {
-                        "source": query.source,
-                        "text": query.text,
-                        "unit": query.unit,
-                        "captures": sorted(
-                            {c.sha256 for c in self.captures_of(query.name) if c.sha256}
-                        ),
-                    }
-                    for query in self.queries
-                    if query.name in cited
-                },
+                "evidence": {name: self._rests_on(name) for name in sorted(cited)},
             }
         )
+
+    def _rests_on(self, name: str) -> Json:
+        """The question behind a name, and the hashes of its replies."""
+        captures = self.captures_of(name)
+        types = {source.name: source.type for source in self.incident.sources}
+        # What a source tells of itself (its alert rules) is no query of any kind.
+        of_source = Query(name, next((types.get(c.source, "") for c in captures), ""), name)
+        query = self.catalogue.get(name, of_source)
+        return {
+            "source": query.source,
+            "text": query.text,
+            "unit": query.unit,
+            "captures": sorted({c.sha256 for c in captures if c.sha256}),
+        }
 
     def record_findings(self) -> str:
         """Write `findings.json` where it is missing or differs; its SHA-256."""
