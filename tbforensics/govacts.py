@@ -207,6 +207,7 @@ def told_rows(
                     "new": act.new,
                     "epoch": act.epoch,
                     "proposal": act.proposal,
+                    "count": None,
                     "told_by": ", ".join(act.told_by),
                 }
             )
@@ -259,9 +260,10 @@ def cut_rows(table: pd.DataFrame, epoch_s: float) -> list[dict[str, Json]]:
     for (node, _), column in table.items():
         hits = column.index[column > 0]
         if len(hits):
-            # A rise across a gap is spread over it in parts, and dates nothing.
-            hits = column.index[column > 0.99] if (column > 0.99).any() else hits
             apart = hits.to_series().diff().dt.total_seconds() > 1.75 * epoch_s
+            # A rise across a gap is spread over it in parts, which date nothing.
+            whole = column.index[column > 0.99]
+            hits = whole if len(whole) else hits
             rows.append(
                 {
                     "node": node,

@@ -35,6 +35,7 @@ class Ledger:
     basis:  where the multipliers behind `issued` come from: "raw", "published", "snapshot" (the
             one answer of `inflation.params`) or "" (nowhere).
     cites:  queries behind `issued`.
+    seen:   by step, whether the work of any node was.
     """
 
     accounts: Mapping[issuance.Cell, issuance.Account]
@@ -43,32 +44,31 @@ class Ledger:
     dating: Dating
     basis: str
     cites: tuple[str, ...]
-    index: pd.DatetimeIndex
+    seen: pd.Series
 
     def paid(self, of: str = "issued") -> pd.DataFrame:
         """Ledger units (or `allowed`, `units`) per step by kind of work, as floats, for charts
-        and onsets; money is added up by `issuance.booked` alone."""
+        and onsets; NaN where no node was seen. Money is added up by `issuance.booked` alone."""
         columns = {}
         for work in WORK:
             own = [account for (_, w), account in self.accounts.items() if w == work]
             if own:
                 values = [[float(x or 0) for x in getattr(account, of)] for account in own]
-                columns[work] = np.sum(values, axis=0)
-        return pd.DataFrame(columns, index=self.index)
+                columns[work] = np.where(self.seen, np.sum(values, axis=0), np.nan)
+        return pd.DataFrame(columns, index=self.seen.index)
 
     def began(self) -> dict[int, pd.Timestamp]:
         """When each numbered epoch began."""
         return {e.number: e.start for e in self.dating.epochs if e.number is not None}
 
     def steps_in(self, window: Window) -> slice:
-        first, last = self.index.searchsorted([window.start, window.end])
+        first, last = self.seen.index.searchsorted([window.start, window.end])
         return slice(int(first), int(last))
 
     def share(self, part: Window, of: Window) -> Fraction:
-        """Steps of one window over steps of another."""
-        here, there = (self.steps_in(window) for window in (part, of))
-        steps = there.stop - there.start
-        return Fraction(here.stop - here.start, steps) if steps else Fraction(0)
+        """Steps that were seen of one window over those of another."""
+        here, there = (int(self.seen.iloc[self.steps_in(window)].sum()) for window in (part, of))
+        return Fraction(here, there) if there else Fraction(0)
 
     def levels(self, before: Window, after: Window) -> Levels:
         """The mean raw multiplier of each account in two windows; None where none was seen."""
@@ -115,7 +115,8 @@ def open_ledger(frames: Frames) -> Ledger:
         published = raw
     levels = pd.concat([raw, published], axis=1)
     seen = boundaries(levels)
-    settings = settings_of(published, list(seen))
+    shown = settings_of(published, list(seen))
+    settings = {start: list(nodes.values()) for start, nodes in shown.items()}
     start, end = frames.baseline.start, frames.window.end
     span = (pd.Timestamp(min(start, frames.window.start)), pd.Timestamp(end))
     dating = date_epochs(*span, list(seen), numbers_of(list(seen), settings, _known(frames)))
@@ -126,7 +127,7 @@ def open_ledger(frames: Frames) -> Ledger:
         dating=dating,
         basis=basis,
         cites=("subsidy_bytes", "subsidy_cpu", *cites),
-        index=pd.DatetimeIndex(work.index),
+        seen=work.notna().any(axis=1),
     )
 
 
@@ -142,9 +143,9 @@ def _of_snapshot(frames: Frames, work: pd.DataFrame) -> pd.DataFrame:
 
 def settings_of(
     published: pd.DataFrame, starts: Sequence[pd.Timestamp]
-) -> dict[pd.Timestamp, list[tuple[int, ...]]]:
+) -> dict[pd.Timestamp, dict[str, tuple[int, ...]]]:
     """What each node published last between one boundary and the next, where all four were seen."""
-    found: dict[pd.Timestamp, list[tuple[int, ...]]] = {}
+    found: dict[pd.Timestamp, dict[str, tuple[int, ...]]] = {}
     places = [*published.index.searchsorted(list(starts)), len(published)]
     for node in dict.fromkeys(node for node, _ in published.columns):
         cells = [(node, work) for work in WORK if (node, work) in published.columns]
@@ -156,7 +157,7 @@ def settings_of(
             last = int(np.searchsorted(whole, end)) - 1
             if last >= 0 and whole[last] >= first:
                 setting = tuple(round(value) for value in values[whole[last]].tolist())
-                found.setdefault(start, []).append(setting)
+                found.setdefault(start, {})[node] = setting
     return found
 
 
@@ -214,7 +215,7 @@ def per_epoch(ledger: Ledger, levels: pd.DataFrame) -> pd.DataFrame:
 def trail(frames: Frames, ledger: Ledger) -> list[dict[str, Json]]:
     """The accounting trail: one row per whole epoch of baseline and window, in time order.
 
-    seen: share of the epoch's scrapes in which multipliers were seen.
+    scraped: share of the epoch's steps in which the multipliers of a node were seen.
     issued, allowed, difference: ledger units; the difference is what noise and cuts made.
     by_volume, by_multiplier: how issued differs from the mean calm epoch; they add up to it.
     """
@@ -233,33 +234,37 @@ def trail(frames: Frames, ledger: Ledger) -> list[dict[str, Json]]:
             {
                 "epoch": epoch.number,
                 "start": utc_text(epoch.start),
-                "seconds": epoch.seconds,
-                "dated": "seen" if epoch.seen else "reckoned",
-                "seen": ledger.seen_share(window),
-                **{work: issuance.total(book, work).units for work in WORK},
                 "issued": due.issued,
                 "allowed": due.allowed,
                 "difference": due.issued - due.allowed,
                 "by_volume": part.volume,
                 "by_multiplier": part.multiplier,
+                "seconds": epoch.seconds,
+                "dated": "seen" if epoch.seen else "reckoned",
+                "scraped": ledger.seen_share(window),
+                **{work: issuance.total(book, work).units for work in WORK},
             }
         )
     return rows
 
 
 _TRAIL = (
-    *("epoch", "start", "seconds", "dated", "seen", *WORK),
-    *("issued", "allowed", "difference", "by_volume", "by_multiplier"),
+    *("epoch", "start", "issued", "allowed", "difference", "by_volume", "by_multiplier"),
+    *("seconds", "dated", "scraped", *WORK),
 )
 
 
 def trail_table(frames: Frames, ledger: Ledger) -> pd.DataFrame:
-    """`trail` as a table by the start of each epoch, for charts; money as floats."""
+    """`trail` by the start of each epoch, for charts: money as floats and per minute, because an
+    epoch is dated to a step and a step more or less is no change of pace.
+
+    Shape: issued, allowed, at_calm_pace, by_volume, by_multiplier; the last three add up to issued.
+    """
     table = pd.DataFrame(trail(frames, ledger), columns=_TRAIL)
-    money = table.columns[table.columns.get_loc("issued") :]
-    table[money] = table[money].astype(float)
-    table["at_calm_pace"] = table["issued"] - table["by_volume"] - table["by_multiplier"]
-    return table.set_index(pd.DatetimeIndex(pd.to_datetime(table["start"], utc=True), name="ts"))
+    money = ["issued", "allowed", "by_volume", "by_multiplier"]
+    paces = table[money].astype(float).div(table["seconds"].astype(float) / 60.0, axis=0)
+    paces["at_calm_pace"] = paces["issued"] - paces["by_volume"] - paces["by_multiplier"]
+    return paces.set_index(pd.DatetimeIndex(pd.to_datetime(table["start"], utc=True), name="ts"))
 
 
 # --- receipts ----

@@ -41,17 +41,17 @@ def effect_rows(frames: Frames, ledger: Ledger, during: Window) -> tuple[Rows, E
         rows.append(
             {
                 "work": work,
-                "unit": "ms" if work == "cpu" else "bytes",
-                "units_expected": round(share * was.units),
-                "units": now.units,
+                "change": part.change,
+                "by_volume": part.volume,
+                "by_multiplier": part.multiplier,
+                "most_on": lead[0],
                 "multiplier_before": _quotient(was),
                 "multiplier": _quotient(now),
                 "issued_expected": round(share * was.issued),
                 "issued": now.issued,
-                "by_volume": part.volume,
-                "by_multiplier": part.multiplier,
-                "change": part.change,
-                "most_on": lead[0],
+                "units_expected": round(share * was.units),
+                "units": now.units,
+                "unit": "ms" if work == "cpu" else "bytes",
             }
         )
     return rows, sum(parts.values(), issuance.NOTHING)
@@ -79,12 +79,12 @@ def noise_rows(ledger: Ledger) -> tuple[Rows, dict[str, int]]:
                 {
                     "multiplier": SYMBOLS[work],
                     "work": work,
-                    "raw_lowest": float(np.nanmin(inner)),
-                    "raw_highest": float(np.nanmax(inner)),
-                    "published_lowest": float(np.nanmin(outer)),
-                    "published_highest": float(np.nanmax(outer)),
-                    "epochs_below_zero": int((outer < 0).any(axis=1).sum()),
-                    "typically_off_by": float(np.nanmedian(np.abs(outer - inner))),
+                    "raw_low": float(np.nanmin(inner)),
+                    "raw_high": float(np.nanmax(inner)),
+                    "published_low": float(np.nanmin(outer)),
+                    "published_high": float(np.nanmax(outer)),
+                    "below_zero": int((outer < 0).any(axis=1).sum()),
+                    "usually_off": float(np.nanmedian(np.abs(outer - inner))),
                 }
             )
     return rows, {
@@ -150,36 +150,47 @@ def raw_around(ledger: Ledger, key: str, moment: pd.Timestamp) -> dict[str, Json
 
 
 def record_rows(frames: Frames, ledger: Ledger) -> tuple[Rows, tuple[str, ...]]:
-    """Explorer, journal and gauges held against each other; and which of them say anything."""
-    told: dict[str, Mapping[int, Setting]] = {
-        "subsidy_history": history(frames),
-        "gov_events": retunes(frames),
-    }
-    if ledger.basis == "raw":
-        numbers = {epoch.start: epoch.number for epoch in ledger.dating.epochs}
-        shown = settings_of(ledger.published, list(numbers))
-        told["multipliers"] = {
-            number: set(shown[start])
-            for start, number in numbers.items()
-            if number is not None and start in shown
-        }
-    names = tuple(name for name, epochs in told.items() if epochs)
+    """Explorer, journal and gauges held against each other; and the queries that say anything.
+
+    Each node publishes its own noise, so records are held against the one node that they follow:
+    the one they agree with most often.
+    """
+    told = {"subsidy_history": history(frames), "gov_events": retunes(frames)}
     rows: Rows = []
-    for place, one in enumerate(names):
-        for other in names[place + 1 :]:
-            shared = sorted(told[one].keys() & told[other].keys())
-            apart = [epoch for epoch in shared if not told[one][epoch] & told[other][epoch]]
-            if shared:
-                rows.append(
-                    {
-                        "record": one,
-                        "against": other,
-                        "epochs_in_both": len(shared),
-                        "agree": len(shared) - len(apart),
-                        "first_apart": apart[0] if apart else None,
-                    }
-                )
-    return rows, names
+    if told["subsidy_history"] and told["gov_events"]:
+        rows += _compared("subsidy_history", "gov_events", *told.values())
+    gauges = _gauges(ledger) if ledger.basis == "raw" else {}
+    for name, record in told.items():
+        followed = max(gauges, key=lambda node: (_agreed(record, gauges[node]), node), default="")
+        if record and followed:
+            rows += _compared(name, f"multipliers of {followed}", record, gauges[followed])
+    cites = tuple(name for name, epochs in {**told, "multipliers": gauges}.items() if epochs)
+    return rows, cites
+
+
+def _gauges(ledger: Ledger) -> dict[str, dict[int, Setting]]:
+    """Node -> epoch -> what its gauges showed."""
+    numbers = {epoch.start: epoch.number for epoch in ledger.dating.epochs}
+    found: dict[str, dict[int, Setting]] = {}
+    for start, nodes in settings_of(ledger.published, list(numbers)).items():
+        if (number := numbers[start]) is not None:
+            for node, setting in nodes.items():
+                found.setdefault(node, {})[number] = {setting}
+    return found
+
+
+def _agreed(one: Mapping[int, Setting], other: Mapping[int, Setting]) -> int:
+    return sum(1 for epoch in one.keys() & other.keys() if one[epoch] & other[epoch])
+
+
+def _compared(
+    name: str, against: str, one: Mapping[int, Setting], other: Mapping[int, Setting]
+) -> Rows:
+    shared = sorted(one.keys() & other.keys())
+    apart = [epoch for epoch in shared if not one[epoch] & other[epoch]]
+    row: dict[str, Json] = {"record": name, "against": against, "epochs_in_both": len(shared)}
+    row |= {"agree": len(shared) - len(apart), "first_apart": apart[0] if apart else None}
+    return [row] if shared else []
 
 
 # --- who worked ----------------------------------------------------------------------------

@@ -26,7 +26,8 @@ ROOMS = [
     *("zipped", "peersamples"),
     *("frames", "quality"),
     # instruments: what subsidies are due, epoch by epoch
-    *("nodes", "epochs", "govacts", "issuance", "subsidies", "subsidy_tables"),
+    *("nodes", "epochs", "govacts", "issuance", "subsidies"),
+    *("subsidy_tables", "subsidy_books"),
     # instruments: what settled, and whether the ledger adds up
     *("plateau", "ledger", "settlement", "lanes", "bookkeeping"),
     # instruments: alert rules

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from tbforensics import govacts, issuance
+from tbforensics import subsidy_books as books
 from tbforensics import subsidy_tables as tables
 from tbforensics.contributions import contributions
 from tbforensics.model import (
@@ -21,26 +22,22 @@ from tbforensics.model import (
     Shape,
     Spell,
     Window,
-    utc_text,
 )
-from tbforensics.nodes import answers, between, by_node
+from tbforensics.nodes import between, by_node
 from tbforensics.spans import Span, incident_spans
 from tbforensics.subsidies import (
     Ledger,
     Receipts,
     due_by_provider,
-    escrow_books,
     events,
     open_ledger,
     receipts,
-    trail,
 )
 from tbforensics.theblock import metric_spellings
 
 _MINUTE_S = 60.0
 _TEN_MINUTES_S = 600.0
 _MOST_ROWS = 12
-_MOST_EPOCHS = 120
 _WITNESSES = ("multipliers", "multipliers_raw")
 
 
@@ -65,17 +62,17 @@ def analyse(frames: Frames, thresholds: Thresholds) -> list[Finding]:
     during = spell.window if spell else frames.window
     if spell:
         findings += _effects(frames, ledger, during)
-    findings += _trail(frames, ledger)
-    findings += _noise(frames, ledger)
+    findings += books.accounting_trail(frames, ledger)
+    findings += books.noise(frames, ledger)
     findings += _multipliers(frames, ledger, during, thresholds)
     findings += _governance(frames, ledger, during, thresholds)
-    findings += _cuts(frames, ledger)
+    findings += books.cuts(frames, ledger)
     if spell:
         findings += _traffic(frames, during, thresholds)
         findings += _providers(frames, ledger, during)
-    findings += _escrow(frames, thresholds)
-    findings += _records(frames, ledger, during)
-    findings += _stakes(frames, during)
+    findings += books.rent(frames, thresholds.escrow_lost_units, thresholds.burned_share_off)
+    findings += books.records(frames, ledger, during)
+    findings += books.stakes(frames, during)
     return findings
 
 
@@ -218,52 +215,7 @@ def _effects(frames: Frames, ledger: Ledger, during: Window) -> Iterator[Finding
     )
 
 
-def _trail(frames: Frames, ledger: Ledger) -> Iterator[Finding]:
-    rows = trail(frames, ledger)
-    inside = [row for row in rows if row["start"] >= utc_text(frames.window.start)]
-    if not inside or not ledger.basis:
-        return
-    issued, allowed = (sum(row[name] for row in inside) for name in ("issued", "allowed"))
-    yield Finding(
-        claim=f"In the {len(inside)} epochs of the window {issued:,} ledger units fell due by the "
-        f"raw multipliers, and the published parameters allowed {allowed:,}: "
-        f"{abs(issued - allowed):,} {'more' if issued >= allowed else 'less'} than allowed"
-        if ledger.basis == "raw"
-        else f"In the {len(inside)} epochs of the window {issued:,} ledger units fell due",
-        id="accounting-trail",
-        value=float(issued - allowed),
-        unit="ledger units",
-        window=frames.window,
-        cites=(*ledger.cites, *(["multipliers"] if ledger.basis == "raw" else [])),
-        rows=tuple(inside[:_MOST_EPOCHS]),
-        caution=f"epochs: {ledger.dating.how}; blocks pay by the raw multipliers, while noise and "
-        "cuts are in the published ones, so the difference is those",
-    )
-
-
 # --- multipliers: noise and acts -----------------------------------------------------------
-
-
-def _noise(frames: Frames, ledger: Ledger) -> Iterator[Finding]:
-    """How far the published multipliers stray from the raw ones by themselves."""
-    rows, n = tables.noise_rows(ledger) if ledger.basis == "raw" else ([], {})
-    if not rows:
-        return
-    yield Finding(
-        claim=f"The published multipliers moved at {n['published_moved']} of {n['boundaries']} "
-        f"epoch boundaries and stood below zero in {n['published_below']} epochs; the raw ones "
-        f"moved at {n['raw_moved']}"
-        + (f" and stood below zero in {n['raw_below']}" if n["raw_below"] else ""),
-        id="noise",
-        value=float(n["published_moved"]),
-        unit="boundaries",
-        window=Window(min(frames.baseline.start, frames.window.start), frames.window.end),
-        cites=("multipliers", "multipliers_raw"),
-        rows=tuple(rows),
-        caution="each node adds its own random noise at each epoch, so published values move, and "
-        "differ between nodes, with no act of governance"
-        + ("; blocks read a raw multiplier below zero as a huge one" if n["raw_below"] else ""),
-    )
 
 
 def _multipliers(
@@ -321,49 +273,15 @@ def _governance(
         id="governance",
         value=nearest["after_onset_s"],
         unit="s after onset",
-        window=near,
+        window=_step_at(pd.Timestamp(nearest["time"]), frames),
         cites=tuple(sorted(cites)),
         rows=tuple(rows[:_MOST_ROWS]),
         caution="near in time is not a cause; a webhook has no time of its own and no signature",
     )
 
 
-def _cuts(frames: Frames, ledger: Ledger) -> Iterator[Finding]:
-    """Guard and kill switch count an epoch each time, so many epochs are one activation."""
-    percents = sorted(
-        {
-            e["reduction_percent"]
-            for e in events(frames)
-            if e.get("event") == "kill_switch" and e.get("epoch") in ledger.began()
-        }
-    )
-    for query, id, what, means in (
-        ("kill_switch", "kill-switch", "The kill switch", "cut every published multiplier"),
-        ("auto_reduced", "inflation-guard", "The inflation guard", "cut each by 5 %"),
-    ):
-        table = between(by_node(frames[query], ""), frames.window)
-        rows = govacts.cut_rows(table, ledger.dating.epoch_s)
-        if not rows:
-            continue
-        most = max(rows, key=lambda row: row["epochs"])
-        times = most["activations"]
-        percent = f" by {', '.join(map(str, percents))} %" if percents and id[0] == "k" else ""
-        yield Finding(
-            claim=f"{what} {means}{percent} in {most['epochs']:.0f} epochs, which is "
-            f"{times} activation{'s' if times > 1 else ''}",
-            id=id,
-            value=most["epochs"],
-            unit="epochs",
-            window=Window(
-                pd.Timestamp(min(row["first"] for row in rows)),
-                pd.Timestamp(max(row["last"] for row in rows))
-                + pd.Timedelta(seconds=frames.step_s),
-            ),
-            cites=(query, *(["gov_events"] if percent else [])),
-            rows=tuple(rows[:_MOST_ROWS]),
-            caution="the counter rises once per epoch while it holds, on every node; it changes "
-            "what is published, and blocks pay by the raw multipliers",
-        )
+def _step_at(moment: pd.Timestamp, frames: Frames) -> Window:
+    return Window(moment, moment + pd.Timedelta(seconds=frames.step_s))
 
 
 # --- who worked ----------------------------------------------------------------------------
@@ -409,7 +327,7 @@ def _providers(frames: Frames, ledger: Ledger, during: Window) -> Iterator[Findi
     share = sum(part.share for part in parts.parts if part.label in parts.explained_by)
     yield Finding(
         claim=(
-            f"Provider {named} explains {share:.0%} of the rise in what receipts were due"
+            f"Provider {named} explains {share:.1%} of the rise in what receipts were due"
             if parts.explained_by
             else "No single provider explains the rise in what receipts were due"
         )
@@ -434,103 +352,6 @@ def _receipt_cautions(found: Receipts) -> Iterator[str]:
         yield f"{found.undated} receipts have no time and are left out"
 
 
-# --- rent, records, stakes -----------------------------------------------------------------
-
-
-def _escrow(frames: Frames, thresholds: Thresholds) -> Iterator[Finding]:
-    books = escrow_books(frames, frames.window)
-    if not books:
-        return
-    cites = ("escrow_locked", "escrow_refunded", "escrow_burned")
-    rows = tables.escrow_rows(books)
-    refunded, burned = (sum(row[name] for row in rows) for name in ("refunded", "burned"))
-    released = refunded + burned
-    share = burned / released if released else 0.0
-    yield Finding(
-        claim=f"Rent escrow released {released:,} ledger units, {refunded:,} refunded and "
-        f"{burned:,} burned ({share:.1%}); at least {sum(r['locked_anew'] for r in rows):,} "
-        "were locked anew",
-        id="escrow",
-        value=float(released),
-        unit="ledger units",
-        window=frames.window,
-        cites=cites,
-        rows=tuple(rows),
-        caution="the balance is a gauge, whatever its name says, and begins again at zero when "
-        "its node does",
-    )
-    lost, where = max((book.lost, node) for node, book in books.items())
-    if lost > thresholds.escrow_lost_units:
-        at = pd.Timestamp(books[where].lost_at)
-        yield Finding(
-            claim=f"{lost:,} ledger units left the rent escrow of {where} and were neither "
-            "refunded nor burned",
-            id="escrow-unaccounted",
-            value=float(lost),
-            unit="ledger units",
-            threshold=thresholds.escrow_lost_units,
-            window=Window(at, at + pd.Timedelta(seconds=frames.step_s)),
-            decides=True,
-            cites=cites,
-        )
-    off = abs(share - 0.1)
-    if released >= 1000 and off > thresholds.burned_share_off:
-        yield Finding(
-            claim=f"{share:.1%} of the released rent was burned; the rule is a tenth",
-            id="escrow-split",
-            value=off,
-            unit="share off the rule",
-            threshold=thresholds.burned_share_off,
-            window=frames.window,
-            decides=True,
-            cites=cites[1:],
-        )
-
-
-def _records(frames: Frames, ledger: Ledger, during: Window) -> Iterator[Finding]:
-    """Explorer, journal, gauges and the node's own answer, held against each other."""
-    rows, names = tables.record_rows(frames, ledger)
-    if rows:
-        both, agree = (sum(row[name] for row in rows) for name in ("epochs_in_both", "agree"))
-        yield Finding(
-            claim=f"Records of the multipliers agree in {agree} of {both} comparisons of one epoch",
-            id="records",
-            value=float(both - agree),
-            unit="comparisons apart",
-            window=during,
-            cites=names,
-            rows=tuple(rows),
-            caution="each node publishes its own noise, so an explorer agrees with one node only",
-        )
-
-
-def _stakes(frames: Frames, during: Window) -> Iterator[Finding]:
-    rows = [
-        {
-            "id": str(row["value"].get("id", "")),
-            "role": str(row["value"].get("role", "")),
-            "stake": row["value"]["stake"],
-            "asked": utc_text(row["ts"]),
-        }
-        for row in answers(frames, "stake_role")
-        if isinstance(row["value"].get("stake"), int)
-    ]
-    if rows:
-        bare = sum(row["stake"] == 0 for row in rows)
-        yield Finding(
-            claim=f"{bare} of {len(rows)} accounts that were asked for show no stake"
-            + (", which proves little" if bare else ""),
-            id="stake",
-            value=float(bare),
-            unit="accounts",
-            window=during,
-            cites=("stake_role",),
-            rows=tuple(rows[:_MOST_ROWS]),
-            caution="the table lives in memory, is fed by consensus.pos calls only and is lost at "
-            "a restart; true at the moment of asking",
-        )
-
-
 # --- what only this kind doubts ------------------------------------------------------------
 
 
@@ -538,8 +359,8 @@ def doubts(frames: Frames, thresholds: Thresholds) -> list[Doubt]:
     """Work that could not be priced, and records that say less than they seem to."""
     ledger = open_ledger(frames)
     found = []
-    books = issuance.booked(ledger.accounts, frames.window.start, frames.window.end)
-    due = issuance.total(books)
+    work = issuance.booked(ledger.accounts, frames.window.start, frames.window.end)
+    due = issuance.total(work)
     if due.unpriced:
         found.append(
             Doubt(
