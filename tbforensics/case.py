@@ -83,8 +83,10 @@ class Case:
         counters = [q.name for q in self.queries if q.shape in (Shape.COUNTER, Shape.HISTOGRAM)]
         step_s = max(60.0, self.incident.step_s)
         table = frames.sight(self.evidence, self.incident.span, step_s, counters)
-        shown = [q.name for q in self.queries if q.name in table.columns and not q.sparse]
-        return table[shown]
+        # What is written only when something happens is not unseen in between.
+        steady = [q for q in self.queries if not q.sparse]
+        steady = [q for q in steady if q.shape is not Shape.RECORDS or q.required]
+        return table[[q.name for q in steady if q.name in table.columns]]
 
     # --- what it means --------------------------------------------------------------------
 
