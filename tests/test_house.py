@@ -23,7 +23,7 @@ ROOMS = [
     # instruments: what was handed over encrypted
     *("givensecrets", "envelopes", "logcipher"),
     *("promql", "promjson", "promrows", "logstream", "logrows", "loglines", "logtables"),
-    *("zipped", "peersamples"),
+    *("zipped", "peersamples", "logstores"),
     *("frames", "quality"),
     # instruments: what subsidies are due, epoch by epoch
     *("nodes", "epochs", "govacts", "issuance", "subsidies"),

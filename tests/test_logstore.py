@@ -1,0 +1,432 @@
+"""Log stores of both generations: every row, the last word on each key, and nothing harmful."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import shutil
+import sqlite3
+import struct
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from handed import FIXTURES, LOG_PASSPHRASE, Handed
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_logcipher import sealed
+
+from tbforensics import logstores
+from tbforensics.logcipher import Tag, key_of
+from tbforensics.logstores import About, Stored, Unreadable, packed
+from tbforensics.model import Window
+from tbforensics.sources.logstore import SOURCE, Options
+
+T = 1_795_217_000
+WINDOW = Window(datetime.fromtimestamp(T, UTC), datetime.fromtimestamp(T + 600, UTC))
+Collect = Callable[..., Handed]
+MESSAGES = [
+    (
+        *("quic_connect_fail", "QUIC certificate validation failed"),
+        *("receipt insert failed: disk full", "match"),
+    )[n % 4]
+    + f" #{n}"
+    + "x" * n
+    for n in range(16)
+]
+
+
+@pytest.fixture
+def collect(tmp_path: Path) -> Iterator[Collect]:
+    count = iter(range(100))
+
+    def collecting(path: Path, window: Window = WINDOW, **options: str) -> Handed:
+        home = tmp_path / f"case-{next(count)}"
+        return Handed(home, SOURCE, Options(str(path), **options), window=window)
+
+    yield collecting
+
+
+@pytest.fixture
+def phrase(tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "phrase").write_text(LOG_PASSPHRASE + "\n")
+    return {"passphrase_file": str(tmp_path / "phrase")}
+
+
+def by_id(given_: Handed) -> list[dict[str, Any]]:
+    return sorted(given_.lines, key=lambda line: line["id"])
+
+
+def store_of(given_: Handed) -> dict[str, Any]:
+    (summary,) = [s for s in given_.said("summary") if "store" in s]
+    return summary
+
+
+# --- generation B --------------------------------------------------------------------------
+
+
+def test_a_plain_store_gives_every_row(collect: Collect) -> None:
+    given_ = collect(FIXTURES / "store-plain")
+    lines = by_id(given_)
+    assert [line["message"] for line in lines] == MESSAGES
+    assert [line["id"] for line in lines] == list(range(16))
+    first = lines[0]
+    assert (first["level"], first["peer"], first["block"]) == ("INFO", "07" * 32, 100)
+    assert first["ts"].timestamp() == T
+    assert lines[1]["correlation_id"] == "deadbeef00000000"
+    assert (given_.errors, given_.bad) == ([], [])
+    summary = store_of(given_)
+    assert (summary["kept"], summary["store"]["generation"]) == (16, "B")
+    assert summary["store"]["next_id"] == 40
+    assert list(summary["store"]["offsets"]) == ["/srv/node/input.jsonl"]
+
+
+def test_its_files_are_archived_byte_for_byte_and_their_hashes_told(collect: Collect) -> None:
+    given_ = collect(FIXTURES / "store-plain")
+    (kept,) = [c for c in given_.captures if c.role == "store"]
+    with tarfile.open(fileobj=io.BytesIO(given_.client.body(kept))) as tar:
+        bodies = {m.name: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
+    root = FIXTURES / "store-plain" / "inhouse"
+    files = {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+    assert bodies == files
+    hashes = {name: hashlib.sha256(body).hexdigest() for name, body in files.items()}
+    assert store_of(given_)["store"]["files"] == hashes
+    assert collect(FIXTURES / "store-plain").captures[1].sha256 == kept.sha256
+
+
+@pytest.mark.parametrize("path", ["store-plain/inhouse", "store-*/**", "store-plain/inhouse/**"])
+def test_a_store_is_found_below_what_is_named(collect: Collect, path: str) -> None:
+    lines = collect(FIXTURES / path).lines
+    assert [line["message"] for line in lines[:16]] == (
+        ["<encrypted>"] * 16 if path == "store-*/**" else MESSAGES
+    )
+
+
+def test_an_encrypted_store_opens_with_its_passphrase(
+    collect: Collect, phrase: dict[str, str]
+) -> None:
+    given_ = collect(FIXTURES / "store-encrypted", **phrase)
+    assert [line["message"] for line in by_id(given_)] == MESSAGES
+    (opened,) = [c for c in given_.captures if c.role == "opened"]
+    assert opened.notes == ("tag: own, 16 messages",)
+    assert given_.errors == []
+    assert LOG_PASSPHRASE not in given_.everything()
+
+
+def test_without_it_rows_are_kept_and_counted_as_encrypted(collect: Collect) -> None:
+    given_ = collect(FIXTURES / "store-encrypted")
+    assert {line["message"] for line in given_.lines} == {"<encrypted>"}
+    assert store_of(given_)["encrypted"] == 16
+
+
+def test_a_wrong_passphrase_is_said_and_stands_nowhere(
+    collect: Collect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PHRASE", "canary-4711")
+    given_ = collect(FIXTURES / "store-encrypted", passphrase_env="PHRASE")
+    assert given_.errors == [
+        "16 of 16 messages stay shut: neither tag fits: a wrong passphrase, or it was changed"
+    ]
+    assert {line["message"] for line in given_.lines} == {"<decrypt-failed>"}
+    assert "canary" not in given_.everything()
+
+
+def test_a_passphrase_that_is_missing_is_said_and_rows_are_kept(collect: Collect) -> None:
+    given_ = collect(FIXTURES / "store-encrypted", passphrase_env="NOT_SET_ANYWHERE")
+    assert "NOT_SET_ANYWHERE is not set" in given_.errors[0]
+    assert len(given_.lines) == 16
+
+
+def test_rows_outside_the_incident_are_counted_and_left(collect: Collect) -> None:
+    late = Window(
+        datetime.fromtimestamp(T + 3600 + 300 + 30, UTC),
+        datetime.fromtimestamp(T + 3600 + 300 + 900, UTC),
+    )
+    given_ = collect(FIXTURES / "store-plain", window=late)
+    assert [line["id"] for line in by_id(given_)] == list(range(10, 16))
+    assert store_of(given_)["outside_window"] == 10
+
+
+# --- its files, one by one -----------------------------------------------------------------
+
+
+def wal(*records: tuple[bytes, int, bytes | None]) -> bytes:
+    lines = [
+        json.dumps(
+            {
+                "key": list(key),
+                "sequence": sequence,
+                "kind": "Delete" if value is None else {"Put": {"value": list(value)}},
+            }
+        )
+        for key, sequence, value in records
+    ]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def table(*records: tuple[bytes, int, bytes | None]) -> bytes:
+    out = struct.pack("<Q", len(records))
+    for key, sequence, value in records:
+        out += struct.pack("<Q", len(key)) + key + struct.pack("<Q", sequence)
+        out += struct.pack("<I", value is None)
+        out += b"" if value is None else struct.pack("<Q", len(value)) + value
+    return out
+
+
+def key(number: int) -> bytes:
+    return b"entry:%016x" % number
+
+
+def row(number: int, message: str) -> bytes:
+    return json.dumps({"id": number, "timestamp": T, "level": "INFO", "message": message}).encode()
+
+
+def read(**files: bytes) -> tuple[list[tuple[int, str]], list[str], About]:
+    named = [(name.replace("__", "/"), io.BytesIO(body)) for name, body in files.items()]
+    return read_body(b"".join(packed(named)))
+
+
+def read_body(body: bytes) -> tuple[list[tuple[int, str]], list[str], About]:
+    about = About()
+    found = list(logstores.read(io.BytesIO(body), about))
+    rows = [(r.value.get("id"), r.value.get("message")) for r in found if isinstance(r, Stored)]
+    return rows, [r.reason for r in found if isinstance(r, Unreadable)], about  # type: ignore[return-value]
+
+
+FIRST, SECOND = "entries/sst-00000000000000000000.bin", "entries/sst-00000000000000000001.bin"
+
+
+def test_the_highest_sequence_of_a_key_counts_wherever_it_stands() -> None:
+    rows, bad, about = read(
+        **{
+            FIRST: table((key(0), 1, row(0, "old")), (key(1), 2, row(1, "one"))),
+            SECOND: table((key(0), 5, row(0, "newest")), (key(2), 6, row(2, "two"))),
+            "entries/wal.log": wal((key(0), 4, row(0, "late")), (key(2), 7, None)),
+        }
+    )
+    assert rows == [(0, "newest"), (1, "one")]
+    assert bad == []
+    assert (about.overwritten, about.deleted) == (3, 1)
+
+
+def test_a_store_copied_while_it_flushed_holds_a_record_twice_and_gives_it_once() -> None:
+    records = ((key(0), 1, row(0, "a")), (key(1), 2, row(1, "b")))
+    rows, _, about = read(**{FIRST: table(*records), "entries/wal.log": wal(*records)})
+    assert rows == [(0, "a"), (1, "b")]
+    assert about.overwritten == 0
+
+
+def test_older_spellings_of_a_deletion_are_understood() -> None:
+    body = wal((key(0), 1, row(0, "a"))) + b'{"key":%s,"sequence":2,"kind":{"Delete":{}}}\n' % (
+        json.dumps(list(key(0))).encode()
+    )
+    assert read(**{"entries/wal.log": body})[0] == []
+
+
+def test_a_torn_log_gives_what_is_whole_and_says_so() -> None:
+    body = wal((key(0), 1, row(0, "a")), (key(1), 2, row(1, "b")))
+    for cut in (1, 2, 30, 100):
+        rows, bad, about = read(**{"entries/wal.log": body[:-cut]})
+        whole = cut == 1  # only the end of the line is missing
+        assert rows == [(0, "a"), (1, "b")][: 2 if whole else 1]
+        assert about.torn is not whole
+        assert len(bad) == (0 if whole else 1)
+
+
+def test_damaged_tables_and_manifests_are_said_and_the_rest_is_read() -> None:
+    good = table((key(0), 1, row(0, "a")), (key(1), 2, row(1, "b")))
+    manifest = {"cfs": {"entries": {"sstables": [{"file": "sst-00000000000000000007.bin"}]}}}
+    rows, bad, about = read(
+        **{
+            "manifest.json": json.dumps(manifest).encode(),
+            FIRST: good[:-3],
+            SECOND: good + b"more",
+            "entries/sst-00000000000000000002.bin": struct.pack("<QQ", 1, 1 << 62),
+            "entries/sst-00000000000000000003.bin": b"",
+            "meta/wal.log": wal((b"next_id", 1, bytes(8)), (b"offset:x", 2, b"{")),
+        }
+    )
+    assert rows == [(0, "a"), (1, "b")]
+    assert len(bad) == 3
+    assert about.missing == ["entries/sst-00000000000000000007.bin"]
+    assert len(about.unlisted) == 4
+    assert about.offsets == {"x": None}
+    assert "cannot be read" in read(**{"manifest.json": b"[]", FIRST: good})[1][0]
+
+
+def test_a_number_in_place_of_bytes_makes_no_gigabytes() -> None:
+    lines = (
+        b'{"key":9999999999,"sequence":1,"kind":"Delete"}\n'
+        b'{"key":[1],"sequence":1,"kind":{"Put":{"value":9999999999}}}\n'
+        b'{"key":[300],"sequence":1,"kind":"Delete"}\n'
+        b'{"key":[1],"sequence":99999999999999999999,"kind":"Delete"}\n'
+        b'{"key":[1],"sequence":true,"kind":"Delete"}\n'
+        b'{"key":[1],"sequence":1,"kind":{"Move":{}}}\n'
+    )
+    rows, bad, _ = read(**{"entries/wal.log": lines})
+    assert (rows, len(bad)) == ([], 6)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_no_bytes_of_a_folder_do_harm(data: st.DataObject) -> None:
+    good = table((key(0), 1, row(0, "a")), (key(1), 2, None))
+    logged = wal((key(0), 3, row(0, "b")), (b"next_id", 1, bytes(8)))
+    files = {FIRST: good, "entries/wal.log": logged, "manifest.json": b'{"cfs":{}}'}
+    for name in files:
+        body = bytearray(files[name])
+        for _ in range(data.draw(st.integers(0, 4))):
+            at = data.draw(st.integers(0, max(0, len(body) - 1)))
+            body[at : at + 1] = data.draw(st.binary(max_size=3))
+        files[name] = bytes(body)
+    read(**files)
+    whole = bytearray(b"".join(packed([(n, io.BytesIO(b)) for n, b in files.items()])))
+    for _ in range(data.draw(st.integers(0, 6))):
+        whole[data.draw(st.integers(0, 700))] = data.draw(st.integers(0, 255))
+    read_body(bytes(whole))
+    read_body(data.draw(st.binary(max_size=600)))
+
+
+# --- generation A --------------------------------------------------------------------------
+
+TABLES = """
+CREATE TABLE logs (id INTEGER PRIMARY KEY AUTOINCREMENT, timestamp INTEGER, level TEXT,
+  message TEXT, correlation_id TEXT, peer TEXT, tx TEXT, block INTEGER,
+  encrypted INTEGER NOT NULL DEFAULT 0, nonce BLOB);
+CREATE TABLE ingest_state (source TEXT PRIMARY KEY, offset INTEGER, updated_at INTEGER);
+INSERT INTO ingest_state VALUES ('/srv/node/input.jsonl', 6056, 1759400000);
+"""
+
+
+def sqlite(path: Path, *statements: str, encrypt: Tag | None = None) -> Path:
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript("\n".join(statements) or TABLES)
+        if not statements:
+            for n, message in enumerate(MESSAGES):
+                nonce = bytes([n]) * 24
+                if encrypt:
+                    message = sealed(
+                        key_of(LOG_PASSPHRASE.encode()), nonce, message.encode(), encrypt
+                    )
+                database.execute(
+                    "INSERT INTO logs (timestamp, level, message, peer, encrypted, nonce) "
+                    "VALUES (?, 'WARN', ?, ?, ?, ?)",
+                    [T + n, message, "0A" * 32, bool(encrypt), nonce if encrypt else None],
+                )
+        database.commit()
+    return path
+
+
+def test_an_sqlite_store_gives_every_row_and_stays_as_it_is(
+    collect: Collect, tmp_path: Path
+) -> None:
+    path = sqlite(tmp_path / "logs.db")
+    before = path.read_bytes()
+    given_ = collect(path)
+    lines = by_id(given_)
+    assert [line["message"] for line in lines] == MESSAGES
+    assert [line["id"] for line in lines] == list(range(1, 17))
+    assert (lines[0]["peer"], lines[0]["ts"].timestamp()) == ("0a" * 32, T)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.glob("logs.db*")] == ["logs.db"]
+    (kept,) = [c for c in given_.captures if c.role == "store"]
+    assert given_.client.body(kept) == before
+    store = store_of(given_)["store"]
+    assert store["generation"] == "A"
+    assert store["offsets"]["/srv/node/input.jsonl"]["offset"] == 6056
+
+
+@pytest.mark.parametrize("tag", [Tag.STANDARD, Tag.OWN])
+def test_an_encrypted_sqlite_store_opens_under_either_tag(
+    collect: Collect, tmp_path: Path, phrase: dict[str, str], tag: Tag
+) -> None:
+    given_ = collect(sqlite(tmp_path / "logs.db", encrypt=tag), **phrase)
+    assert [line["message"] for line in by_id(given_)] == MESSAGES
+    (opened,) = [c for c in given_.captures if c.role == "opened"]
+    assert any(note.startswith(f"tag: {tag}") for note in opened.notes)
+
+
+def test_rows_that_are_only_in_the_write_ahead_log_are_seen(
+    collect: Collect, tmp_path: Path
+) -> None:
+    live = tmp_path / "live.db"
+    with closing(sqlite3.connect(live)) as database:
+        database.executescript("PRAGMA journal_mode=WAL; PRAGMA wal_autocheckpoint=0;" + TABLES)
+        database.execute(f"INSERT INTO logs (timestamp, message) VALUES ({T}, 'in the log')")
+        database.commit()
+        (tmp_path / "copied").mkdir()
+        for end in ("", "-wal"):
+            shutil.copy(f"{live}{end}", tmp_path / "copied" / f"live.db{end}")
+    for path in (tmp_path / "copied", tmp_path / "copied" / "live.db"):
+        given_ = collect(path)
+        assert [line["message"] for line in given_.lines] == ["in the log"]
+        assert set(store_of(given_)["store"]["files"]) == {"live.db", "live.db-wal"}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        "CREATE TABLE other (x);",
+        "CREATE TABLE logs (x);",
+        "CREATE VIEW logs AS WITH RECURSIVE n(timestamp) AS (SELECT 1 UNION ALL SELECT "
+        "timestamp + 1 FROM n) SELECT timestamp, 'x' AS message FROM n;",
+        "CREATE VIRTUAL TABLE logs USING fts4(timestamp, message);",
+    ],
+)
+def test_another_schema_is_said_and_runs_nothing(
+    collect: Collect, tmp_path: Path, schema: str
+) -> None:
+    given_ = collect(sqlite(tmp_path / "logs.db", schema))
+    assert given_.lines == []
+    assert "not read further" in given_.bad[0]["reason"]
+
+
+def test_an_older_table_and_odd_values_are_read_as_far_as_they_go(
+    collect: Collect, tmp_path: Path
+) -> None:
+    path = sqlite(
+        tmp_path / "logs.db",
+        "CREATE TABLE logs (timestamp, message, level);",
+        f"INSERT INTO logs VALUES ({T}, x'ff00', 'warn'), ('x', 'no time', 1), (NULL, NULL, NULL),"
+        f"({T}, CAST(x'c328' AS TEXT), 'info'), ({T}, 7, 'a\nb');",
+    )
+    given_ = collect(path)
+    assert {line["message"] for line in given_.lines} >= {"\\xff\0", "\ufffd("}
+    assert len(given_.lines) + len(given_.bad) == 5
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_no_bytes_of_a_database_do_harm(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    body = bytearray(sqlite(tmp_path_factory.mktemp("db") / "logs.db").read_bytes())
+    for _ in range(data.draw(st.integers(1, 20))):
+        body[data.draw(st.integers(16, len(body) - 1))] = data.draw(st.integers(0, 255))
+    read_body(bytes(body[: data.draw(st.integers(16, len(body)))]))
+
+
+def test_nothing_there_is_said(collect: Collect, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "x.log").write_text("{}")
+    for path in (tmp_path / "missing", tmp_path / "empty"):
+        assert "no log store" in collect(path).errors[0]
+
+
+def test_a_nonce_that_is_missing_keeps_a_message_shut(
+    collect: Collect, tmp_path: Path, phrase: dict[str, str]
+) -> None:
+    path = sqlite(tmp_path / "logs.db")
+    with closing(sqlite3.connect(path)) as database:
+        database.execute(
+            "UPDATE logs SET encrypted = 1, message = ?", [base64.b64encode(b"x").decode()]
+        )
+        database.commit()
+    given_ = collect(path, **phrase)
+    assert "16 of 16 messages stay shut" in given_.errors[0]
