@@ -7,7 +7,6 @@ early, and what a line holds is of unknown origin. What cannot be read is set as
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -173,6 +172,8 @@ def records_of_line(line: bytes) -> list[Record]:
     line = line.removeprefix(b"\xef\xbb\xbf").strip(b" \t\r\n")
     if not line:
         return []
+    if len(line) > logstream.LONGEST_LINE_BYTES:
+        raise LineError(f"longer than {logstream.LONGEST_LINE_BYTES} bytes: {len(line)}")
     if b"\0" in line:
         raise LineError("it holds a NUL byte")
     if changed := _changed(line):
@@ -257,12 +258,10 @@ def _moment_ns(given: Json) -> int | None:
         except ValueError:
             raise LineError(f"its time cannot be read: {given[:80]!r}") from None
         return _ns(moment) if moment.tzinfo else None
-    if isinstance(given, float) and math.isfinite(given) and given >= 0:
-        given = int(given) if given >= 1e11 else round(given * 1e6) / 1e6
-    if isinstance(given, bool) or not isinstance(given, int | float) or not given >= 0:
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < 1e20:
         raise LineError(f"its time cannot be read: {str(given)[:80]}")
     if given < 10**11:
-        return round(given * 1e6) * 1000 if isinstance(given, float) else given * _NS_PER_S
+        return given * _NS_PER_S if isinstance(given, int) else round(given * 1e6) * 1_000
     if given < 10**15:
         return int(given) * 1_000_000
     return int(given) * 1_000 if given < 10**17 else int(given)
