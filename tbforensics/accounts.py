@@ -11,8 +11,8 @@ from itertools import pairwise
 import pandas as pd
 
 from tbforensics import portfolio
-from tbforensics.model import Frames, Json, Spell, Window, utc_text
-from tbforensics.njord import moment
+from tbforensics.model import Frames, Json, Spell, Window
+from tbforensics.njord import moment, second
 from tbforensics.portfolio import PORTFOLIO, Fall, Snapshot, cents
 
 _MINUTE_NS = 60_000_000_000
@@ -106,12 +106,12 @@ class Account:
         spell = self.spell if self.fall else None
         return {
             "who": self.title,
+            "drawdown_pct": round(self.depth_pct, 4),
             "peak_usd": self.peak_cents / 100,
             "lowest_usd": self.lowest_cents / 100,
-            "drawdown_pct": round(self.depth_pct, 4),
-            "lowest_at": utc_text(moment(self.rows[self.deepest].ts_ns)),
-            "onset": utc_text(spell.onset) if spell else None,
-            "recovered": utc_text(spell.recovery) if spell and spell.recovery else None,
+            "onset": second(spell.onset) if spell else None,
+            "lowest_at": second(self.rows[self.deepest].ts_ns),
+            "recovered": second(spell.recovery) if spell and spell.recovery else None,
             "usual_pct": round(self.usual_pct, 4),
         }
 
@@ -204,7 +204,7 @@ def steps(account: Account, most: int) -> list[dict[str, Json]]:
         )
         found.append(
             {
-                "time": utc_text(moment(later.ts_ns)),
+                "time": second(later.ts_ns),
                 "after_s": round((later.ts_ns - earlier.ts_ns) / 1e9, 3),
                 "usd": cents(after - before) / 100,
                 "mostly": position[1] if position else "cash",

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from tbforensics.frames import labelled
-from tbforensics.model import Frames, Json
+from tbforensics.model import Frames, Json, utc_text
 from tbforensics.portfolio import decimal_of
 
 HALT_FILE = "njord.trading.halt"  # /var/run/...: its being there is the state, its mtime the trip
@@ -27,6 +27,11 @@ def moment(ts_ns: int) -> datetime:
     """Unix nanoseconds, cut to the millisecond that every time of a finding is given in."""
     seconds, rest = divmod(ts_ns, 1_000_000_000)
     return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest // 1_000_000 * 1000)
+
+
+def second(at: int | datetime) -> str:
+    """A moment, or unix nanoseconds, cut to the second: for tables that people read."""
+    return utc_text((moment(at) if isinstance(at, int) else at).replace(microsecond=0))
 
 
 def text(value: Json, name: str) -> str:
@@ -94,11 +99,11 @@ def halts(frames: Frames) -> list[Sign]:
     found = []
     for file in halt_files(frames["journal_files"]):
         ts_ns = pd.Timestamp(file["modified"]).as_unit("ns").value
-        what = "the halt file that is there now was last touched"
+        what = "the halt file was last touched"
         found.append(Sign(int(ts_ns), "file", what, "journal_files"))
     for ts_ns, value, _ in timed(frames["app"]):
         if text(value, "event") == "live_halted":
-            what = "the broker refused an intent (live_halted)"
+            what = "intent refused (live_halted)"
             found.append(Sign(ts_ns, text(value, "source"), what, "app"))
     for ts_ns, value, _ in timed(frames["bus"]):
         told = value.get("payload")
@@ -106,10 +111,10 @@ def halts(frames: Frames) -> list[Sign]:
             continue
         if text(told, "reason") in _DENIALS:
             by = text(told.get("caps"), "source")
-            found.append(Sign(ts_ns, by, f"an intent was denied ({text(told, 'reason')})", "bus"))
+            found.append(Sign(ts_ns, by, f"intent denied ({text(told, 'reason')})", "bus"))
     for by, column in by_strategy(frames["killswitch_trips"], "source").items():
         for step, count in column[column > 0].items():
-            what = "intents were denied (njord_killswitch_trips_total)"
+            what = "intents denied (counter)"
             ns = int(pd.Timestamp(step).as_unit("ns").value) + round(frames.step_s * 1e9)
             found.append(Sign(ns, str(by), what, "killswitch_trips", round(count), frames.step_s))
     return sorted(found, key=lambda sign: (sign.ts_ns, sign.query))

@@ -13,8 +13,8 @@ from datetime import datetime
 import pandas as pd
 
 from tbforensics.frames import labelled
-from tbforensics.model import Frames, Json, utc_text
-from tbforensics.njord import by_strategy, moment, text, timed
+from tbforensics.model import Frames, Json
+from tbforensics.njord import by_strategy, moment, second, text, timed
 from tbforensics.portfolio import runs
 
 DRAWDOWN = "njord_strategy_drawdown_pct"
@@ -96,12 +96,12 @@ def rows(
         {
             "rule": f"{rule.name} ({rule.where})",
             "condition": f"> {rule.over_pct:g} for {rule.hold_s:.0f} s",
-            "strategy": firing.strategy,
-            "crossed": utc_text(moment(firing.crossed_ns)),
-            "would_fire": utc_text(told) if told else None,
-            "after_onset_s": (told - onset).total_seconds() if told else None,
+            "would_fire": second(told) if told else None,
             "fired": fired(frames, rule.name, firing.strategy),
             "why_not": why_not(rule, firing, exported),
+            "strategy": firing.strategy,
+            "crossed": second(firing.crossed_ns),
+            "after_onset_s": (told - onset).total_seconds() if told else None,
         }
         for rule in rules
         for firing in replay(rule, drawdowns)
@@ -115,12 +115,12 @@ def fired(frames: Frames, name: str, strategy: str) -> str | None:
     for labels, column in labelled(frames["ALERTS"]) if frames.seen("ALERTS") else ():
         named = labels.get("alertname") == name and labels.get("alertstate") == "firing"
         if named and labels.get("strategy_id", "") in ("", strategy) and column.notna().any():
-            found.append(utc_text(column.first_valid_index()))
+            found.append(second(column.first_valid_index()))
     for ts_ns, value, _ in timed(frames["bus"]):
         told = value.get("payload")
         alert = told.get("labels") if isinstance(told, Mapping) else None
         if text(told, "name") == name and text(alert, "strategy_id") == strategy:
-            found.append(utc_text(moment(ts_ns)))
+            found.append(second(ts_ns))
     return min(found, default=None)
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from tbforensics import njord, portfolio
-from tbforensics.model import Finding, Frames, Json, Moment, Window, utc_text, utc_time
-from tbforensics.njord import Bounded, Sign, moment
+from tbforensics.model import Finding, Frames, Json, Moment, Window, utc_time
+from tbforensics.njord import Bounded, Sign, moment, second
 from tbforensics.portfolio import Snapshot, Trade
 
 _MOST_ROWS = 12
@@ -27,7 +27,7 @@ def after_text(seconds: float) -> str:
 
 def trade_row(trade: Trade) -> dict[str, Json]:
     return {
-        "time": utc_text(moment(trade.ts_ns)),
+        "time": second(trade.ts_ns),
         "strategy": trade.strategy,
         "symbol": trade.symbol,
         "qty": float(trade.qty),
@@ -64,7 +64,7 @@ def halted(
     first = Window(moment(signs[0].ts_ns), moment(spells[0][-1].ts_ns) + timedelta(seconds=1))
     yield Finding(
         claim=f"Trading was halted by {by}, first seen {after_text(late_s)} the threshold was "
-        f"crossed, last seen {utc_text(moment(spells[0][-1].ts_ns))}"
+        f"crossed, last seen {second(spells[0][-1].ts_ns)}"
         + (f"; halted again {len(spells) - 1} times later" if len(spells) > 2 else "")
         + ("; halted again once later" if len(spells) == 2 else ""),
         id="kill-switch",
@@ -90,11 +90,10 @@ def _sorts(spells: Sequence[Sequence[Sign]], crossed: datetime) -> Iterator[dict
                 "by": by or "(not said)",
                 "sign": what,
                 "count": sum(sign.count for sign in same),
-                "first": utc_text(first),
-                "last": utc_text(moment(same[-1].ts_ns)),
-                "after_crossing_s": (first - crossed).total_seconds(),
-                "or_earlier_by_s": same[0].width_s,
-                "from": query,
+                "first": second(first),
+                "last": second(same[-1].ts_ns),
+                "after_s": (first - crossed).total_seconds(),
+                "or_earlier_s": same[0].width_s,
             }
 
 
@@ -215,10 +214,10 @@ def said(frames: Frames, during: Window, before_s: float) -> Iterator[Finding]:
     rows: list[dict[str, Json]] = [
         {
             "event": event,
-            "means": _MEANING.get(event, ""),
             "lines": len(lines),
             "not_before": _at(lines[0].after_ns),
             "not_after": _at(lines[-1].before_ns),
+            "means": _MEANING.get(event, ""),
             "logger": logger,
             "example": lines[0].place,
         }
@@ -241,7 +240,7 @@ def said(frames: Frames, during: Window, before_s: float) -> Iterator[Finding]:
 
 
 def _at(ts_ns: int | None) -> str | None:
-    return None if ts_ns is None else utc_text(moment(ts_ns))
+    return None if ts_ns is None else second(ts_ns)
 
 
 def reloaded(frames: Frames, during: Window, before_s: float) -> Iterator[Finding]:
@@ -249,7 +248,7 @@ def reloaded(frames: Frames, during: Window, before_s: float) -> Iterator[Findin
     near = during.widened(before_s=before_s)
     rows: list[dict[str, Json]] = [
         {
-            "time": utc_text(moment(ts_ns)),
+            "time": second(ts_ns),
             "before_onset_s": (during.start - moment(ts_ns)).total_seconds(),
             "old": njord.text(value, "old")[:12],
             "new": njord.text(value, "new")[:12],

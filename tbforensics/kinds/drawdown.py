@@ -10,8 +10,8 @@ import pandas as pd
 from tbforensics import accounts as books
 from tbforensics import journaldoubts, njord, njordrules, portfolio, response
 from tbforensics.accounts import Account
-from tbforensics.model import Doubt, Finding, Frames, Json, Kind, Query, Shape, Window, utc_text
-from tbforensics.njord import by_strategy, moment
+from tbforensics.model import Doubt, Finding, Frames, Json, Kind, Query, Shape, Window
+from tbforensics.njord import by_strategy, second
 from tbforensics.njordrules import Rule
 from tbforensics.portfolio import PORTFOLIO, Snapshot
 from tbforensics.response import after_text, trade_row, usd_text
@@ -163,7 +163,7 @@ def _marked(
                 "who": account.title,
                 "by_journal_pct": account.depth_pct,
                 "by_market_pct": float(drawdown.max()),
-                "lowest_at": utc_text(drawdown.idxmax()),
+                "lowest_at": second(drawdown.idxmax()),
                 "missed_points": float(drawdown.max()) - account.depth_pct,
             }
         )
@@ -214,7 +214,6 @@ def _exported(
                 "strategy": name,
                 "by": what,
                 "deepest_pct": float(inside.max()),
-                "never_moved_after": utc_text(still) if still is not None else None,
             }
             if name in known:
                 steps = books.at_steps(known[name], "drawdown", claimed.index, frames.step_s)
@@ -222,14 +221,15 @@ def _exported(
                 apart = away.index[away > thresholds.disagree_pct]
                 row |= {
                     "by_journal_pct": known[name].depth_pct,
-                    "most_apart_points": float(away.max()) if away.notna().any() else None,
-                    "apart_since": utc_text(apart[0]) if len(apart) else None,
+                    "apart_points": float(away.max()) if away.notna().any() else None,
+                    "apart_since": second(apart[0]) if len(apart) else None,
                 }
+            row["still_since"] = second(still) if still is not None else None
             rows.append(row)
     signs = _signs(frames["drawdown_gauge"])
     if rows:
         deepest = max(rows, key=lambda row: row["deepest_pct"])
-        apart = max((row.get("most_apart_points") or 0.0 for row in rows), default=0.0)
+        apart = max((row.get("apart_points") or 0.0 for row in rows), default=0.0)
         yield Finding(
             claim=f"The exporter puts {deepest['strategy']} at {deepest['deepest_pct']:.2f} %"
             + (f", {signs}" if signs else "")
@@ -345,13 +345,13 @@ def _rebalanced(
                 lost = trade.qty * (trade.price - price)
                 found.append(
                     {
-                        "rebalanced_at": utc_text(moment(mark)),
                         **trade_row(trade),
-                        "lost_by_the_lowest_usd": portfolio.cents(lost) / 100,
+                        "lost_usd": portfolio.cents(lost) / 100,
+                        "after_mark_s": round((trade.ts_ns - mark) / 1e9, 3),
                     }
                 )
     if found:
-        cost = sum(round(100 * row["lost_by_the_lowest_usd"]) for row in found)
+        cost = sum(round(100 * row["lost_usd"]) for row in found)
         bought = sum(round(100 * row["usd"]) for row in found)
         yield Finding(
             claim=f"Rebalancing bought {usd_text(bought)} into the fall, which had lost another "
@@ -390,11 +390,11 @@ def _replayed(
         {
             "rule": f"{panel} (Grafana)",
             "condition": f"min < {thresholds.grafana_pct:g}",
-            "strategy": worst.name or None,
             "fired": njordrules.fired(frames, panel, worst.name),
             "why_not": "it looks at njord_strategy_max_drawdown_pct, which "
             + ("only this site exports" if exported else "nobody exports")
             + ", and a positive percent is never below it",
+            "strategy": worst.name or None,
         }
     )
     told = [row for row in rows if row.get("after_onset_s") is not None]
