@@ -92,7 +92,7 @@ def _value(metrics: dict[str, Json], peer: str, second: int | None) -> dict[str,
     summed:   true where two posts were added up, false where not, null where nothing tells.
     why:      the signs of it.
     """
-    if _too_deep(metrics):
+    if too_deep(metrics):
         raise LineError("it is nested too deep")
     what, sample = "other", metrics
     if any(isinstance(metrics.get(name), dict) for name in _BY_REASON):
@@ -131,7 +131,8 @@ def _is_number(value: Json) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _too_deep(value: Json) -> bool:
+def too_deep(value: Json) -> bool:
+    """More levels than anything of a node or an aggregator has."""
     inner = [value]
     for _ in range(DEEPEST):
         held = [item for item in inner if isinstance(item, dict | list)]
