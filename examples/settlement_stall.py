@@ -205,7 +205,7 @@ def history() -> str:
     _node_a(past, rng)
     _node_b(past, rng)
     times = past.times()
-    told = (("pending", at(10, 33), at(10, 43)), ("firing", at(10, 43), at(11, 23)))
+    told = (("pending", at(10, 32), at(10, 42)), ("firing", at(10, 42), at(11, 23)))
     for state, start, end in told:
         labels = {"alertname": "SettlementsStopped", "alertstate": state, "severity": "page"}
         labels |= {"instance": "node-a:9898", "job": "the_block"}

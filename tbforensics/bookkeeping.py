@@ -35,11 +35,14 @@ def findings(
     frames: Frames,
     during: Window,
     *,
-    stalled: bool,
+    stalled: Window | None,
     unbacked_share: float,
     root_stale_after_s: float,
 ) -> Iterator[Finding]:
-    """Everything that the ledger of each node says, about the spell where it carries times."""
+    """Everything that the ledger of each node says, about the spell where it carries times.
+
+    stalled: where the metric certainly stood still, without the edges that one step blurs.
+    """
     names = ("roots_before", "balances", "audit", "roots_after")
     sources = sorted({source for name in names for source in frames[name]["source"]})
     for source in sources:
@@ -79,7 +82,7 @@ def _books(frames: Frames, source: str) -> _Books:
 # --- the audit log -------------------------------------------------------------------------
 
 
-def _grown(during: Window, books: _Books, stalled: bool) -> Finding:
+def _grown(during: Window, books: _Books, stalled: Window | None) -> Finding:
     """The audit log in the spell. SLA resolutions grow it and raise no `settle_applied_total`."""
     inside = [e for e in books.log if (at := moment(e.timestamp)) is not None and at in during]
     rows: list[dict[str, Json]] = [
@@ -93,16 +96,23 @@ def _grown(during: Window, books: _Books, stalled: bool) -> Finding:
     ]
     rows.sort(key=lambda row: (-row["entries"], row["memo"]))
     settlements = sum(row["entries"] for row in rows if row["raises_the_metric"])
-    contradicts = stalled and settlements > 0
+    surely = [
+        entry
+        for entry in inside
+        if entry.memo in ledger.COUNTED
+        and stalled
+        and stalled.start.timestamp() <= entry.timestamp < stalled.end.timestamp()
+    ]
     cautions = []
     oldest = moment(books.log[0].timestamp) if books.log else None
     if oldest and oldest > during.start and books.log[0].sequence > 0:
         cautions.append("its oldest entry is younger than the spell's start: earlier ones are lost")
-    if contradicts:
+    if surely:
         cautions.append("the node that was asked may be another than the one that stalled")
     return Finding(
         claim=f"The audit log has {len(inside)} entries of the spell, {settlements} of them "
-        "settlements that raise the metric" + (", although it stood still" * contradicts),
+        "settlements that raise the metric"
+        + (f"; {len(surely)} fall where it certainly stood still" if surely else ""),
         id="audit-grew",
         value=float(len(inside)),
         unit="entries",
@@ -205,13 +215,13 @@ def _refunded(during: Window, books: _Books, share: float) -> Iterator[Finding]:
         rows=tuple(
             {
                 "time": utc_text(at) if (at := moment(refund.entry.timestamp)) else None,
-                "sequence": refund.entry.sequence,
-                "provider": refund.violation.entity,
-                "violation": refund.violation.memo,
+                "created": refund.unbacked,
+                "refunded": refund.refunded,
                 "debited": refund.debited,
                 "buyer": refund.entry.entity,
-                "refunded": refund.refunded,
-                "created": refund.unbacked,
+                "provider": refund.violation.entity,
+                "violation": refund.violation.memo,
+                "sequence": refund.entry.sequence,
             }
             for refund in unbacked[:_MOST_ROWS]
         ),

@@ -16,7 +16,7 @@ import pandas as pd
 from tbforensics.frames import labelled, summed
 from tbforensics.model import Frames, Json, Spell, Window
 from tbforensics.plateau import Plateau, plateaus
-from tbforensics.theblock import word
+from tbforensics.theblock import MODES, word
 
 SEEDS = ("", "__")  # of a label: series that exist only to exist
 _LAST_SECOND = 253_402_300_799  # of year 9999; a time beyond it is a made-up number
@@ -159,7 +159,7 @@ def quiet_burns(frames: Frames, *, missing: float) -> list[tuple[str, Window, fl
 def mode_changes(frames: Frames) -> list[tuple[datetime, str, str]]:
     """Step, target and new mode of every change that was counted. The label is `to`."""
     return sorted(
-        (at, target_of(labels), word(labels["to"]))
+        (at, target_of(labels), word(labels["to"], MODES))
         for labels, column in labelled(frames["mode_changes"])
         if labels.get("to", "") not in SEEDS
         for at in column.index[column > 0]

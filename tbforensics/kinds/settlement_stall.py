@@ -62,7 +62,7 @@ def analyse(frames: Frames, thresholds: Thresholds) -> list[Finding]:
     findings += bookkeeping.findings(
         frames,
         during,
-        stalled=stall is not None,
+        stalled=_surely(frames, stall),
         unbacked_share=thresholds.unbacked_share,
         root_stale_after_s=thresholds.root_stale_after_s,
     )
@@ -154,6 +154,15 @@ def _stall(frames: Frames, found: list[Stall], dry: bool, thresholds: Thresholds
     )
 
 
+def _surely(frames: Frames, stall: Finding | None) -> Window | None:
+    """The inside of a stall: a step at either edge may still hold a settlement."""
+    if stall is None or stall.spell is None:
+        return None
+    start = stall.spell.onset_latest
+    end = (stall.spell.recovery_earliest or stall.window.end) - step_of(frames)
+    return Window(start, end) if start < end else None
+
+
 def _stall_row(stall: Stall) -> dict[str, Json]:
     return {
         "target": stall.flow.target,
@@ -243,12 +252,12 @@ def _silence_row(silence: Silence) -> dict[str, Json]:
         "target": silence.target,
         "from": utc_text(silence.window.start),
         "to": utc_text(silence.window.end) if silence.ended else None,
-        "matches_due": silence.due,
         "matches": silence.came,
-        "mean_ms_before": before_ms,
-        "mean_ms_in_silence": within_ms,
-        "told_to_starve": silence.starved + silence.unnamed,
+        "due": silence.due,
         "longest_wait_s": silence.longest_wait_s,
+        "told": silence.starved + silence.unnamed,
+        "ms_before": before_ms,
+        "ms_meanwhile": within_ms,
     }
 
 
