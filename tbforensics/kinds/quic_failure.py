@@ -107,25 +107,30 @@ def _spell(
     total = rises.sum(axis=1, min_count=1)
     calm = _between(total, frames.baseline).mean() * per_min
     span = incident_span(rises, "increase", baseline=(frames.baseline.start, frames.baseline.end))
-    found = _as_spell(span, frames) if span else None
+    found = _as_spell(span, frames, total) if span else None
     if found:
         spell, window = found
         rate = _between(total, window).mean() * per_min
         if rate >= max(least_per_min, times * calm):
             effect = effect_size(total, window, frames.baseline, "increase")
-            ratio = f"{rate / calm:.3g} times" if calm else "none in"
+            ratio = f"{rate / calm:.3g} times the baseline" if calm else "none in the baseline"
+            if unseen := math.isnan(calm):
+                ratio = "nobody saw the baseline"
             yield Finding(
                 claim=f"{what} {_between(total, window).sum():,.0f} times in "
-                f"{window.seconds / 60:.0f} min, {rate:.3g} a minute: {ratio} the baseline",
+                f"{window.seconds / 60:.0f} min, {rate:.3g} a minute: {ratio}",
                 id=id,
                 value=rate,
                 unit=unit,
-                threshold=max(least_per_min, times * calm),
+                threshold=least_per_min if unseen else max(least_per_min, times * calm),
                 interval=_per_min(effect.difference_interval, calm, per_min),
                 window=window,
                 spell=spell,
                 decides=True,
                 cites=(query,),
+                caution="without a baseline nobody knows whether it was so before"
+                if unseen
+                else "",
             )
             return
     everywhere = _between(total, frames.window).mean() * per_min
@@ -144,7 +149,7 @@ def _spell(
         )
 
 
-def _as_spell(span: Span, frames: Frames) -> tuple[Spell, Window] | None:
+def _as_spell(span: Span, frames: Frames, total: pd.Series) -> tuple[Spell, Window] | None:
     def moment(time: object) -> pd.Timestamp:
         return pd.Timestamp(time)
 
@@ -156,15 +161,37 @@ def _as_spell(span: Span, frames: Frames) -> tuple[Spell, Window] | None:
     # A step's label is its start; what it counted may have happened anywhere in it.
     step = pd.Timedelta(seconds=frames.step_s)
     back = span.recovery_interval
+    holes = list(_holes(frames, total))
+    began = _over(holes, moment(span.onset_interval[0]), moment(span.onset_interval[1]) + step)
+    ended = _over(holes, moment(back[0]) - step, moment(back[1])) if recovery and back else None
     spell = Spell(
         onset=onset,
-        onset_earliest=moment(span.onset_interval[0]),
-        onset_latest=moment(span.onset_interval[1]) + step,
+        onset_earliest=began[0],
+        onset_latest=began[1],
         recovery=recovery,
-        recovery_earliest=moment(back[0]) - step if recovery and back else None,
-        recovery_latest=moment(back[1]) if recovery and back else None,
+        recovery_earliest=ended[0] if ended else None,
+        recovery_latest=ended[1] if ended else None,
     )
     return spell, Window(onset, end)
+
+
+def _holes(frames: Frames, total: pd.Series) -> Iterator[tuple[pd.Timestamp, pd.Timestamp]]:
+    """When nothing was seen, or some target was not: the search for an onset bridges them."""
+    step = pd.Timedelta(seconds=frames.step_s)
+    unseen = total.isna()
+    for _, run in total[unseen].groupby((~unseen).cumsum()[unseen]):
+        yield run.index[0], run.index[-1] + step
+    for doubt in frames.doubts:
+        if doubt.window and doubt.what in ("gap", "scrape failure"):
+            yield pd.Timestamp(doubt.window.start), pd.Timestamp(doubt.window.end)
+
+
+def _over(
+    holes: Sequence[tuple[pd.Timestamp, pd.Timestamp]], earliest: pd.Timestamp, latest: pd.Timestamp
+) -> tuple[pd.Timestamp, pd.Timestamp]:
+    """An interval with the holes that it touches: it may have happened anywhere in them."""
+    touched = [hole for hole in holes if hole[0] <= latest and hole[1] >= earliest]
+    return min([earliest, *(h[0] for h in touched)]), max([latest, *(h[1] for h in touched)])
 
 
 # --- who and why ---------------------------------------------------------------------------
@@ -405,8 +432,8 @@ def _remembered(frames: Frames, during: Window) -> Iterator[Finding]:
     ring = [
         entry
         for row in answers
-        for entry in row["value"].get("failures", [])
-        if isinstance(entry, dict) and isinstance(entry.get("ts"), int)
+        for entry in _entries(row["value"])
+        if isinstance(entry.get("ts"), int) and isinstance(entry.get("peer"), str)
     ]
     inside = [e for e in ring if during.start.timestamp() <= e["ts"] < during.end.timestamp()]
     if not ring:
@@ -430,6 +457,12 @@ def _remembered(frames: Frames, during: Window) -> Iterator[Finding]:
         if lost
         else "",
     )
+
+
+def _entries(value: Json) -> list[dict[str, Json]]:
+    """What a node sent as its ring; nothing where it has an unknown form."""
+    entries = value.get("failures") if isinstance(value, dict) else None
+    return [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
 
 
 # --- small words ---------------------------------------------------------------------------
