@@ -91,11 +91,14 @@ class Account:
 
     def speed(self) -> str:
         """How fast it fell and came back, in words."""
+        assert self.fall is not None
         drawdown = self.curve["drawdown"]
         minutes = _minutes(self.rows[self.start], self.rows[self.deepest])
         points = self.depth_pct - float(drawdown.iloc[self.start])
         text = f"{minutes:.1f} min to its lowest, {points / minutes:.2f} percent points a minute"
-        back = self.fall.back if self.fall else None
+        if self.fall.before is None:
+            text = "it had fallen before the journal begins"
+        back = self.fall.back
         if back is None:
             return f"{text}; not recovered in what was seen"
         return (
@@ -168,7 +171,12 @@ def first_peak(name: str, capital_usd: float, weights: Mapping[str, float]) -> D
 
 
 def parts(account: Account) -> list[dict[str, Json]]:
-    """Contributions to the fall, the largest loss first; the cents add up to the change."""
+    """Contributions to the fall, the largest loss first; the cents add up to the change.
+
+    None when the journal begins at the lowest row: then it tells nothing of what came before.
+    """
+    if len(account.falling) < 2:
+        return []
     made = portfolio.contributions(account.falling, account.name)
     change = sum(amount for what in made.values() for amount in what.values())
     rows = [

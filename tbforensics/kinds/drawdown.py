@@ -294,6 +294,8 @@ def _made_by(accounts: Sequence[Account], worst: Account, during: Window) -> Ite
         if account.fall is None or account.name not in (worst.name, PORTFOLIO):
             continue
         rows = books.parts(account)
+        if not rows:
+            continue
         fell = sum(row["cents"] for row in rows)
         first = rows[0]
         yield Finding(
