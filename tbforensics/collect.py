@@ -159,7 +159,9 @@ def _ask_all(
     def ask(config: SourceConfig) -> list[Capture]:
         source = plugins.load_source(config.type)
         client = Client(config, archive, credentials[config.name], source.manners)
-        asked = [query for query in queries if query.source == config.type]
+        # A source may answer what is asked of another type, as a copied TSDB does for Prometheus.
+        speaks = getattr(source, "speaks", config.type)
+        asked = [query for query in queries if query.source == speaks]
         captures: list[Capture] = []
         try:
             options = _from_home(source.options(**config.options), home)

@@ -80,6 +80,7 @@ _STATUS: tuple[tuple[str, str, Mapping[str, Json]], ...] = (
     ("targets", "api/v1/targets", {"state": "active"}),
     ("metadata", "api/v1/metadata", {}),
 )
+_ABOUT_ITSELF = tuple(role for role, _, _ in _STATUS)
 
 
 @dataclass(frozen=True)
@@ -120,18 +121,7 @@ class PrometheusSource:
         self, queries: Sequence[Query], incident: Incident, options: object, client: Client
     ) -> Iterator[Capture]:
         assert isinstance(options, Options)
-        ask = _Asking(client, options, options.step_s or incident.step_s)
-        said = []
-        for capture in itertools.chain(ask.status(), _rule_files(client, options)):
-            said.append(capture)
-            yield capture
-        mine = [query for query in (*queries, *ALWAYS) if query.source == "prometheus"]
-        once: dict[str, Query] = {}
-        for query in mine:
-            once.setdefault(query.name, query)  # a kind may name what is always asked
-        for query in (*once.values(), *_rule_series(client, said, once.values(), options)):
-            for span in spans(incident):
-                yield from ask.samples(query, *span)
+        yield from asked(queries, incident, options, client)
 
     def parse(self, capture: Capture, body: BinaryIO) -> Iterator[tuple[str, pa.Table]]:
         if capture.role == RULE_FILE:
@@ -194,6 +184,32 @@ def _rule_series(
 # --- asking --------------------------------------------------------------------------------
 
 
+def asked(
+    queries: Sequence[Query],
+    incident: Incident,
+    options: Options,
+    client: Client,
+    status: Sequence[str] = _ABOUT_ITSELF,
+) -> Iterator[Capture]:
+    """Everything that an incident needs of one server.
+
+    status: what to ask the server about itself; a server that only lends its eyes to samples of
+            another one knows nothing of that one's rules, alerts and targets.
+    """
+    ask = _Asking(client, options, options.step_s or incident.step_s)
+    said = []
+    for capture in itertools.chain(ask.status(status), _rule_files(client, options)):
+        said.append(capture)
+        yield capture
+    mine = [query for query in (*queries, *ALWAYS) if query.source == "prometheus"]
+    once: dict[str, Query] = {}
+    for query in mine:
+        once.setdefault(query.name, query)  # a kind may name what is always asked
+    for query in (*once.values(), *_rule_series(client, said, once.values(), options)):
+        for span in spans(incident):
+            yield from ask.samples(query, *span)
+
+
 class _Asking:
     """One server being asked. It is left alone once it has stopped answering."""
 
@@ -204,9 +220,9 @@ class _Asking:
         self._lookback_s = _LOOKBACK_S
         self._silences = 0
 
-    def status(self) -> Iterator[Capture]:
+    def status(self, roles: Sequence[str]) -> Iterator[Capture]:
         """What the server is and what it was set to do. A part it does not know is no failure."""
-        for role, path, params in _STATUS:
+        for role, path, params in (asked for asked in _STATUS if asked[0] in roles):
             capture = self._ask(role, role, path, params)
             if role == "flags" and capture.usable:
                 self._lookback_s = _lookback_s(self._client.body(capture))
