@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 TOOLS = $(VENV)/.tools
 
-.PHONY: demo test check example notebooks lock lab clean
+.PHONY: demo test check example notebooks torture lock lab clean
 
 demo: $(READY)  ## run the bundled example incident of KIND and print where its report is
 	@rm -rf build/demo && mkdir -p build/demo && cp -R incidents notebooks parameters build/demo/
@@ -22,6 +22,9 @@ check: $(READY)
 
 example: $(READY) $(TOOLS)  ## make the bundled example of KIND anew
 	$(BIN)/python -m examples $(KIND)
+
+torture: $(READY) $(TOOLS)  ## break everything around it, send it hostile bytes, print what came of it
+	$(BIN)/python -m torture
 
 lab: $(READY)  ## JupyterLab on the notebooks and cases
 	$(BIN)/jupyter lab notebooks
