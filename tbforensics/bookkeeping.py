@@ -7,28 +7,14 @@ at the moment of asking; only the audit log and the SLA history carry times of t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-
-import pandas as pd
+from dataclasses import replace
 
 from tbforensics import ledger
+from tbforensics.books import Books, books_of
 from tbforensics.model import Finding, Frames, Json, Window, utc_text
 from tbforensics.settlement import moment, number, objects
 
 _MOST_ROWS = 12
-
-
-@dataclass(frozen=True)
-class _Books:
-    """What one node answered in one go. `asked`: each root that was its newest, with the time."""
-
-    log: list[ledger.Entry]
-    unread: int
-    accounts: list[dict[str, Json]]
-    balances: Json
-    after: Json
-    check: ledger.RootCheck
-    asked: list[tuple[pd.Timestamp, str]]
 
 
 def findings(
@@ -46,43 +32,35 @@ def findings(
     names = ("roots_before", "balances", "audit", "roots_after")
     sources = sorted({source for name in names for source in frames[name]["source"]})
     for source in sources:
-        books = _books(frames, source)
-        if books.log or books.unread:
-            yield _grown(during, books, stalled)
-            yield _added_up(during, books)
-            yield from _refunded(during, books, unbacked_share)
-        yield _root(during, books, root_stale_after_s)
-        yield from _stale(during, books, root_stale_after_s)
+        books = books_of(frames, source)
+        for finding in _of_node(during, books, stalled, unbacked_share, root_stale_after_s):
+            if len(sources) == 1:
+                yield finding
+            else:
+                named = f"{source}: {finding.claim}"
+                yield replace(finding, id=f"{finding.id}-{source}", claim=named)
     yield from _remembered(frames, during)
 
 
-def _books(frames: Frames, source: str) -> _Books:
-    def given(name: str) -> list[tuple[pd.Timestamp, Json]]:
-        table = frames[name]
-        rows = table[(table["source"] == source) & (table["state"] == "ok")]
-        return list(zip(rows["ts"], rows["value"], strict=True))
-
-    before, balances, audit, after = (
-        given(name) for name in ("roots_before", "balances", "audit", "roots_after")
-    )
-    log, unread = ledger.entries(audit[-1][1]) if audit else ([], 0)
-    first, held, last = (rows[-1][1] if rows else None for rows in (before, balances, after))
-    newest = [(ts, ledger.roots(value)) for ts, value in (*before, *after)]
-    return _Books(
-        log=log,
-        unread=unread,
-        accounts=ledger.accounts(held) or [],
-        balances=held,
-        after=last,
-        check=ledger.root_check(first, held, last),
-        asked=sorted((ts, roots[0]) for ts, roots in newest if roots),
-    )
+def _of_node(
+    during: Window,
+    books: Books,
+    stalled: Window | None,
+    unbacked_share: float,
+    root_stale_after_s: float,
+) -> Iterator[Finding]:
+    if books.log or books.unread:
+        yield _grown(during, books, stalled)
+        yield _added_up(during, books)
+        yield from _refunded(during, books, unbacked_share)
+    yield _root(during, books, root_stale_after_s)
+    yield from _stale(during, books, root_stale_after_s)
 
 
 # --- the audit log -------------------------------------------------------------------------
 
 
-def _grown(during: Window, books: _Books, stalled: Window | None) -> Finding:
+def _grown(during: Window, books: Books, stalled: Window | None) -> Finding:
     """The audit log in the spell. SLA resolutions grow it and raise no `settle_applied_total`."""
     inside = [e for e in books.log if (at := moment(e.timestamp)) is not None and at in during]
     rows: list[dict[str, Json]] = [
@@ -112,7 +90,7 @@ def _grown(during: Window, books: _Books, stalled: Window | None) -> Finding:
     return Finding(
         claim=f"The audit log has {len(inside)} entries of the spell, {settlements} of them "
         "settlements that raise the metric"
-        + (f"; {len(surely)} fall where it certainly stood still" if surely else ""),
+        + (f"; where it certainly stood still: {len(surely)}" if surely else ""),
         id="audit-grew",
         value=float(len(inside)),
         unit="entries",
@@ -123,7 +101,7 @@ def _grown(during: Window, books: _Books, stalled: Window | None) -> Finding:
     )
 
 
-def _added_up(during: Window, books: _Books) -> Finding:
+def _added_up(during: Window, books: Books) -> Finding:
     """Balance less delta is the balance before; the last balance is the ledger's; no gaps."""
     log, check = books.log, books.check
     broken, checked = ledger.breaks(log)
@@ -137,7 +115,7 @@ def _added_up(during: Window, books: _Books) -> Finding:
     elif check.state == "holds":
         claim += "; the last balances are those of the ledger"
     if lost:
-        claim += f"; {lost} entries are missing from the sequence"
+        claim += f"; {lost} entr{'ies are' if lost > 1 else 'y is'} missing from the sequence"
     cautions = [f"{books.unread} entries could not be read"] if books.unread else []
     if any(gap.lost == 0 for gap in gaps):
         cautions.append("the sequence went back: the log began anew")
@@ -190,7 +168,7 @@ def _audit_rows(
         }
 
 
-def _refunded(during: Window, books: _Books, share: float) -> Iterator[Finding]:
+def _refunded(during: Window, books: Books, share: float) -> Iterator[Finding]:
     """Refunds that nobody paid for: a node refunds the buyer even where its debit was refused."""
     refunds, alone = ledger.refunds(books.log)
     unbacked = sorted(
@@ -244,16 +222,16 @@ _JUDGED = {
 }
 
 
-def _root(during: Window, books: _Books, stale_after_s: float) -> Finding:
+def _root(during: Window, books: Books, stale_after_s: float) -> Finding:
     check = books.check
     changes = ledger.root_changes(books.balances, books.log, books.after)
     caution = "roots carry no time; the audit log dates those that its entries lead back to"
     if len(changes) > _MOST_ROWS:
         caution += f", and the newest {_MOST_ROWS} are shown"
-    if _apart_s(books) < stale_after_s:
+    if books.apart_s < stale_after_s:
         caution += (
             f"; whether a root is stale needs two captures {stale_after_s:,.0f} s apart, and "
-            f"these are {_apart_s(books):,.0f} s apart"
+            f"these are {books.apart_s:,.0f} s apart"
         )
     broken = check.state == "broken"
     return Finding(
@@ -281,34 +259,9 @@ def _root(during: Window, books: _Books, stale_after_s: float) -> Finding:
     )
 
 
-def roots_dated(frames: Frames) -> pd.Series:
-    """How many roots of the nodes' rings came to be in each step, as far as they can be dated.
-
-    Shape: the frames' index; NaN before the first of them, where the rings reach no further back.
-    """
-    index = frames["settled"].index
-    moments = [
-        at
-        for source in sorted(set(frames["roots_after"]["source"]))
-        for books in [_books(frames, source)]
-        for change in ledger.root_changes(books.balances, books.log, books.after)
-        if (at := moment(change.entry.timestamp)) is not None
-    ]
-    places = index.searchsorted(pd.DatetimeIndex(moments, tz="UTC"), side="right") - 1
-    counts = pd.Series(0.0, index=index)
-    for place in places[places >= 0]:
-        counts.iloc[place] += 1
-    return counts.where(index >= index[places.min()]) if len(places) else counts.where(False)
-
-
-def _apart_s(books: _Books) -> float:
-    moments = [ts for ts, _ in books.asked]
-    return float((moments[-1] - moments[0]).total_seconds()) if moments else 0.0
-
-
-def _stale(during: Window, books: _Books, after_s: float) -> Iterator[Finding]:
+def _stale(during: Window, books: Books, after_s: float) -> Iterator[Finding]:
     """One root at two captures far apart, while the audit log says that balances changed."""
-    if len({root for _, root in books.asked}) != 1 or _apart_s(books) < after_s:
+    if len({root for _, root in books.asked}) != 1 or books.apart_s < after_s:
         return
     asked, again = books.asked[0][0], books.asked[-1][0]
     between = [
@@ -318,10 +271,10 @@ def _stale(during: Window, books: _Books, after_s: float) -> Iterator[Finding]:
     ]
     if between:
         yield Finding(
-            claim=f"The newest root is the same after {_apart_s(books):,.0f} s, in which "
+            claim=f"The newest root is the same after {books.apart_s:,.0f} s, in which "
             f"{len(between)} audit entries changed balances: it is stale",
             id="root-stale",
-            value=_apart_s(books),
+            value=books.apart_s,
             unit="s",
             threshold=after_s,
             window=during,

@@ -25,6 +25,7 @@ from tbforensics.settlement import (
     number,
     objects,
     target_of,
+    usual_of,
     window_of,
 )
 from tbforensics.theblock import word
@@ -58,7 +59,7 @@ def silences(frames: Frames, *, share: float, missing: float, at_least_s: float)
     took, made = (_by_lane(frames[f"match_latency_{name}"]) for name in ("sum", "count"))
     found = []
     for (lane, target), came in by_lane.items():
-        due = came.where(came.isna(), between(came, frames.baseline).mean())
+        due = came.where(came.isna(), usual_of(frames, came))
         for plateau in plateaus(
             came.to_numpy(float), due.to_numpy(float), share=share, missing=missing
         ):

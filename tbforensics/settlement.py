@@ -19,6 +19,7 @@ from tbforensics.plateau import Plateau, plateaus
 from tbforensics.theblock import MODES, word
 
 SEEDS = ("", "__")  # of a label: series that exist only to exist
+_ENOUGH = 10  # arrivals, before a ratio is taken from them
 _LAST_SECOND = 253_402_300_799  # of year 9999; a time beyond it is a made-up number
 
 
@@ -30,10 +31,10 @@ class Flow:
     """What one target counted per step.
 
     settled:   settlements applied. matched: matches that are to be settled. rehearsed: dry runs.
-    due:       settlements to expect of the matches, at the baseline's ratio; of a target that
-               counts no matches at all, its usual rate wherever jobs are pending.
+    due:       settlements to expect of the matches, at the usual ratio; of a target that counts
+               no matches at all, its usual rate wherever jobs are pending.
     due_of_all: the same when dry runs are taken for matches.
-    usual:     settlements per step in the baseline, whatever arrived.
+    usual:     settlements per step, whatever arrived.
     """
 
     target: str
@@ -63,7 +64,7 @@ def flows(frames: Frames) -> list[Flow]:
         nothing = pd.Series(np.where(seen, 0.0, np.nan), index=known[0].index)
         came, real, dry_runs = (t.get(target, nothing) for t in (settled, matched, rehearsed))
         ratio = _ratio(frames, came, real)
-        usual = float(between(came, frames.baseline).mean())
+        usual = usual_of(frames, came)
         due = (pooled if np.isnan(ratio) else ratio) * real
         if target not in matched and target not in rehearsed and target in pending:
             due = usual * (pending[target] > 0).where(pending[target].notna())
@@ -74,9 +75,25 @@ def flows(frames: Frames) -> list[Flow]:
 
 
 def _ratio(frames: Frames, came: pd.Series, arrived: pd.Series) -> float:
-    """Settlements for each arrival in the baseline; NaN where nothing arrived in it."""
-    arrivals = between(arrived, frames.baseline).sum()
-    return float(between(came, frames.baseline).sum() / arrivals) if arrivals else float("nan")
+    """Settlements for each arrival, in the baseline or in all that was seen, whichever is more.
+
+    A baseline in which nothing landed, or hardly anything arrived, says little of what is due; a
+    stall in the window only lowers the second of the two. NaN where too little arrived in both.
+    """
+    ratios = [
+        float(came_in.sum() / arrived_in.sum())
+        for came_in, arrived_in in (
+            (between(came, frames.baseline), between(arrived, frames.baseline)),
+            (came, arrived),
+        )
+        if arrived_in.sum() >= _ENOUGH
+    ]
+    return max(ratios, default=float("nan"))
+
+
+def usual_of(frames: Frames, came: pd.Series) -> float:
+    """The mean per step, in the baseline or in all that was seen, whichever is more."""
+    return float(np.nanmax([0.0, between(came, frames.baseline).mean(), came.mean()]))
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,11 @@ ROOMS = [
     # instruments: what subsidies are due, epoch by epoch
     *("nodes", "epochs", "govacts", "issuance", "subsidies"),
     *("subsidy_tables", "subsidy_books"),
+    # instruments: what a trading system's journals say
+    *("journalrows", "portfolio", "njord", "accounts"),
+    *("njordrules", "journaldoubts", "aftermath"),
     # instruments: what settled, and whether the ledger adds up
-    *("plateau", "ledger", "settlement", "lanes", "bookkeeping"),
+    *("plateau", "ledger", "settlement", "lanes", "books", "bookkeeping"),
     # instruments: alert rules
     *("promread", "promseries", "promranges", "promvectors", "prombuckets"),
     *("promfunctions", "promeval"),

@@ -14,6 +14,7 @@ from standin_replies import ANSWERS, NodeState, root_of
 
 from tbforensics import theblock
 from tbforensics.assess import judge
+from tbforensics.books import roots_dated
 from tbforensics.kinds.settlement_stall import KIND, Thresholds, analyse
 from tbforensics.model import Coverage, Finding, Frames, Verdict
 
@@ -118,6 +119,25 @@ def test_a_family_that_never_registered_stands_at_zero() -> None:
     findings = found(settled=settled(flat(1)).iloc[:, :0])
     assert findings["never-landed"].decides
     assert findings["never-landed"].value == 120
+
+
+def test_a_baseline_that_stalled_itself_does_not_hide_the_rest_of_the_stall() -> None:
+    """Its ratio is zero: judged by that alone, nothing would ever be due."""
+    stall = found(settled=settled(flat(1, slice(0, 180))))["stall"]
+    assert stall.decides and "not calm throughout" in stall.caution
+
+
+def test_a_node_that_began_within_the_window_is_measured_by_what_it_did_there() -> None:
+    quiet = slice(0, 140)
+    stall = found(
+        settled=settled(flat(1, quiet, slice(180, 220))), matches=matched(flat(1, quiet))
+    )["stall"]
+    assert stall.window.start == at(180 * STEP_S)
+
+
+def test_a_handful_of_arrivals_is_no_measure() -> None:
+    few = flat(0, slice(0, 5), value=1)
+    assert "stall" not in found(settled=settled(few * 9), matches=matched(few))
 
 
 def test_dry_runs_are_no_demand() -> None:
@@ -421,7 +441,7 @@ def test_a_settlement_in_the_audit_log_within_a_stall_is_pointed_out() -> None:
         settled=settled(flat(1, STALL)),
         **asked(NodeState(balances={"p": 900, "b": 5}, audit=AUDIT)),
     )["audit-grew"]
-    assert "1 fall where it certainly stood still" in grew.claim
+    assert "where it certainly stood still: 1" in grew.claim
 
 
 def test_a_sound_ledger_decides_nothing() -> None:
@@ -483,6 +503,37 @@ def test_a_stale_root_needs_two_captures_far_apart() -> None:
     quiet = asked(NodeState(balances={"p": 900}, audit=[]))
     quiet["roots_before"]["ts"] = pd.Timestamp(at(4000))
     assert "root-stale" not in found(**quiet)
+
+
+def test_what_a_later_capture_lost_to_the_ring_is_taken_from_an_earlier_one() -> None:
+    state = NodeState(balances={"p": 900, "b": 5}, audit=AUDIT)
+    tables = asked(state)
+    early, late = answer("audit", AUDIT[:2]), answer("audit", AUDIT[3:])
+    early["ts"] = pd.Timestamp(at(7000))
+    tables["audit"] = pd.concat([early, late], ignore_index=True)
+    assert "1 entry is missing" in found(**tables)["audit-adds-up"].claim
+
+
+def test_roots_are_dated_step_by_step_and_those_made_later_are_left_out() -> None:
+    late = {**row(4, "p", "accrue", 1, 901), "timestamp": int(at(9000).timestamp())}
+    rings = [{"p": 900}, {"p": 900, "b": 5}, {"p": 901, "b": 5}]
+    state = NodeState(balances={"p": 901, "b": 5}, audit=[*AUDIT, late])
+    state.roots = [root_of(held) for held in reversed(rings)]
+    dated = roots_dated(frames(**asked(state)))
+    assert dated.sum() == 2 and dated.loc[at(4890)] == 2
+    assert dated.isna().sum() == 163
+
+
+def test_two_nodes_are_two_ledgers_each_with_its_name() -> None:
+    one = asked(NodeState(balances={"p": 900, "b": 5}, audit=AUDIT))
+    two = asked(NodeState(balances={"p": 901, "b": 5}, audit=AUDIT))
+    both = {
+        name: pd.concat([table, two[name].assign(source="other")], ignore_index=True)
+        for name, table in one.items()
+    }
+    findings = found(**both)
+    assert not findings["audit-adds-up-node"].decides
+    assert findings["audit-broken-other"].claim.startswith("other: ")
 
 
 @pytest.mark.parametrize("value", [None, 3, [], {}, {"roots": 3}, {"providers": 7}, [[]], "x"])

@@ -96,7 +96,8 @@ def _stalled(frames: Frames, flow: Sequence[Flow], thresholds: Thresholds) -> It
                 window=frames.window,
                 decides=True,
                 cites=("settled", "matches"),
-                caution="an onset needs a baseline in which settlements landed",
+                caution="an onset needs a time in which settlements landed; and a family that is "
+                "dropped before it is stored looks the same",
             )
 
 
