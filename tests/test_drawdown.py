@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from tbforensics.aftermath import moments
 from tbforensics.assess import judge
 from tbforensics.case import open_case
 from tbforensics.journalrows import time_ns
@@ -28,7 +29,6 @@ from tbforensics.model import (
 )
 from tbforensics.njord import bounded, halts, moment, shared_ids, stretches
 from tbforensics.njordrules import Rule, replay
-from tbforensics.response import moments
 
 START = datetime(2026, 11, 20, 10, tzinfo=UTC)
 WINDOW = Window(START, START + timedelta(hours=1))

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from tbforensics import accounts as books
-from tbforensics import journaldoubts, njord, njordrules, portfolio, response
+from tbforensics import aftermath, journaldoubts, njord, njordrules, portfolio
 from tbforensics.accounts import Account
+from tbforensics.aftermath import after_text, trade_row, usd_text
 from tbforensics.model import Doubt, Finding, Frames, Json, Kind, Query, Shape, Window
 from tbforensics.njord import by_strategy, second
 from tbforensics.njordrules import Rule
 from tbforensics.portfolio import PORTFOLIO, Snapshot
-from tbforensics.response import after_text, trade_row, usd_text
 
 _MOST_ROWS = 12
 
@@ -71,7 +71,7 @@ def analyse(frames: Frames, thresholds: Thresholds) -> list[Finding]:
     during = worst.during(frames.window)
     findings += _made_by(accounts, worst, during)
     findings += _rebalanced(worst, rows, during, thresholds)
-    findings += response.halted(
+    findings += aftermath.halted(
         frames,
         rows,
         during,
@@ -81,10 +81,10 @@ def analyse(frames: Frames, thresholds: Thresholds) -> list[Finding]:
     findings += _replayed(frames, accounts, worst, during, thresholds)
     whole = next((a for a in accounts if a.name == PORTFOLIO), worst)
     lost_cents = whole.peak_cents - whole.lowest_cents
-    findings += response.uncapped(rows, during, lost_cents, thresholds.caps())
-    findings += response.ambiguous(frames, during, thresholds.ack_near_s)
-    findings += response.said(frames, during, thresholds.before_s)
-    findings += response.reloaded(frames, during, thresholds.before_s)
+    findings += aftermath.uncapped(rows, during, lost_cents, thresholds.caps())
+    findings += aftermath.ambiguous(frames, during, thresholds.ack_near_s)
+    findings += aftermath.said(frames, during, thresholds.before_s)
+    findings += aftermath.reloaded(frames, during, thresholds.before_s)
     return findings
 
 
