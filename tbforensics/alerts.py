@@ -11,6 +11,7 @@ from tbforensics import promql
 from tbforensics.alertreplay import Replay, Spell, identity
 from tbforensics.alertwatch import RULES, Watched
 from tbforensics.model import Finding, Json, Moment, Window, utc_text
+from tbforensics.quality import duration
 
 _MOST_TIMING_ROWS = 3
 _MOST_ROWS = 40
@@ -101,60 +102,63 @@ def rows(
 
 
 def _row(one: Watched, window: Window, onset: Finding | None) -> dict[str, Json]:
-    fired, rule = one.fired(window), one.rule
-    start = promql.floor_ms(window.start)
-    pending = [s for s in one.replay.spells if s.ended is None or s.ended > start]
-    verdict = {
-        "replayed": "would have fired"
-        if fired
-        else "would have been pending only"
-        if pending
-        else "silent",
-        "fails": "fails",
-    }.get(one.replay.state, "not replayed")
-    first = fired[0] if fired else pending[0] if pending else None
-    began = onset.spell.onset if onset and onset.spell else None
-    after_s = None
-    if began and fired and fired[0].firing is not None:
-        after_s = (promql.moment_of(fired[0].firing) - began).total_seconds()
-    note = [one.replay.why, one.cannot_fire, *(p.why for p in one.problems if p.cannot != "fire")]
-    if first and first.pending == one.replay.first:
-        note.append("pending at the first replayed moment, perhaps since earlier")
-    if len(fired) > 1 and (which := identity(fired)):
-        note.append(f"{len(fired)} alerts, the first {which}")
+    fired = one.fired(window)
     return {
-        "alert": rule.alert,
-        "replay": verdict if not one.cannot_fire else f"{verdict}, and can never fire",
-        "pending": _text(first.pending if first else None),
-        "firing": _text(fired[0].firing if fired else None),
-        "until": _until(fired[-1]) if fired else None,
-        "after_onset_s": after_s,
-        "recorded": one.agrees,
-        "threshold": one.replay.threshold,
-        "most_extreme_that_fires": one.replay.extreme,
-        "other_thresholds": _others(one.replay),
-        "for_s": rule.for_s,
-        "every_s": rule.interval_s,
-        "from": rule.origin,
-        "note": "; ".join(dict.fromkeys(text for text in note if text)),
+        "alert": one.rule.alert,
+        "firing": _text(fired[0].firing) if fired else None,
+        "until": (_text(fired[-1].ended) or "still firing at the end") if fired else None,
+        "what the replay says": "; ".join(_said(one, fired, window, onset)),
     }
+
+
+def _said(
+    one: Watched, fired: Sequence[Spell], window: Window, onset: Finding | None
+) -> Iterator[str]:
+    """A row's words, the most important first."""
+    done, rule, start = one.replay, one.rule, promql.floor_ms(window.start)
+    pending = [s for s in done.spells if s.ended is None or s.ended > start]
+    if done.state != "replayed":
+        yield f"fails: {done.why}" if done.state == "fails" else f"not replayed: {done.why}"
+    elif fired:
+        yield f"would have fired, pending since {_clock(fired[0].pending)}"
+        if onset and onset.spell and fired[0].firing is not None:
+            after_s = (promql.moment_of(fired[0].firing) - onset.spell.onset).total_seconds()
+            yield f"{duration(abs(after_s))} {'after' if after_s >= 0 else 'before'} the onset"
+        if len(fired) > 1:
+            yield f"{len(fired)} alerts" + (f", the first {w}" if (w := identity(fired)) else "")
+    elif pending:
+        yield f"only pending, from {_clock(pending[0].pending)}, for less than {rule.for_s:g} s"
+    else:
+        yield "silent"
+    if one.agrees:
+        yield {"agrees": "ALERTS agrees", "both silent": "so says ALERTS"}.get(
+            one.agrees, f"in ALERTS: {one.agrees}"
+        )
+    if one.cannot_fire:
+        yield f"it can never fire: {one.cannot_fire}"
+    yield from (problem.why for problem in one.problems if problem.cannot != "fire")
+    if pending and pending[0].pending == done.first:
+        yield "it held at the first replayed moment, perhaps since earlier"
+    if fired or pending:
+        yield from _nearer(done)
+    if rule.origin != "server":
+        yield f"from the rule file {rule.origin}, not from the server"
+
+
+def _nearer(done: Replay) -> Iterator[str]:
+    for other in done.nearer:
+        when = f"at {_clock(other.firing)}" if other.firing is not None else "never"
+        before = f" and {_count(other.before, 'time')} before the window" if other.before else ""
+        yield f"with {other.threshold:g} in place of {done.threshold:g} {when}{before}"
 
 
 def _text(ms: int | None) -> str | None:
     return None if ms is None else utc_text(promql.moment_of(ms))
 
 
-def _until(spell: Spell) -> str:
-    return _text(spell.ended) or "still firing at the end"
-
-
-def _others(done: Replay) -> str:
-    parts = []
-    for other in done.nearer:
-        what = f"at {_text(other.firing)}" if other.firing else "never"
-        before = f", and {_count(other.before, 'time')} before the window" if other.before else ""
-        parts.append(f"{other.threshold:g}: {what}{before}")
-    return "; ".join(parts)
+def _clock(ms: int) -> str:
+    """The time of day; the date stands in the columns beside it."""
+    return utc_text(promql.moment_of(ms))[11:]
 
 
 def moments(watched: Sequence[Watched], window: Window) -> Iterator[Moment]:

@@ -265,21 +265,7 @@ def _plain(value: object) -> Json:
 def alerts(assessment: Assessment) -> Shown:
     """What each alert rule about the kind's metrics would have told, and which never can."""
     by_id = {finding.id: finding for finding in assessment.findings}
-    told = by_id["rules-replayed"].rows if "rules-replayed" in by_id else ()
-    rows = [
-        {
-            "alert": row["alert"],
-            "by replay": row["replay"],
-            "pending": row["pending"],
-            "firing": row["firing"],
-            "until": row["until"],
-            "after onset": None if row["after_onset_s"] is None else duration(row["after_onset_s"]),
-            "against ALERTS": row["recorded"],
-            "with another threshold": row["other_thresholds"],
-            "note": row["note"],
-        }
-        for row in told
-    ]
+    rows = by_id["rules-replayed"].rows if "rules-replayed" in by_id else ()
     return _table(rows, "no alert rule that the server had loaded is about these metrics")
 
 

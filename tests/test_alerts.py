@@ -16,7 +16,7 @@ import pytest
 import yaml
 from made import START, at, capture, window
 
-from tbforensics import alertrules, alerts, alertwatch, display
+from tbforensics import alertrules, alerts, alertwatch, collect, display, parameters
 from tbforensics.alertchecks import Known, problems
 from tbforensics.alertreplay import Replay, replay
 from tbforensics.alertrules import Rule
@@ -667,3 +667,87 @@ def test_twenty_rules_over_the_bundled_example_take_less_than_two_seconds(monkey
     assert {one.replay.state for one in found} == {"replayed"}
     assert any(one.fired(case.incident.window) for one in found)
     case.evidence.close()
+
+
+# --- from a real server to a finding -------------------------------------------------------
+
+
+@pytest.mark.skipif(not prometheus_server.installed(), reason="no prometheus here")
+def test_what_rules_look_at_is_collected_with_the_rest_and_so_are_rule_files(tmp_path):
+    """A rule about the kind's metric divides by one that no query asks for."""
+    start_ms = round(START.timestamp() * 1000)
+    times = range(start_ms - 300_000, start_ms + 3_600_000, 15_000)
+    failing = [(ms, float(max(0, ms - start_ms - 2_400_000)) / 1000) for ms in times]
+    target = 'job="n",instance="a"'
+    history = prometheus_server.openmetrics(
+        {
+            "up": {target: [(ms, 1.0) for ms in times]},
+            "quic_handshake_fail_total": {f'{target},peer="p",reason="tls"': failing},
+            "attempts_total": {target: [(ms, (ms - start_ms) / 100) for ms in times]},
+            "disk_free": {target: [(ms, 3.0) for ms in times]},
+        }
+    )
+    loaded = """
+groups:
+  - name: g
+    interval: 15s
+    rules:
+      - alert: ShareFails
+        expr: sum(rate(quic_handshake_fail_total[2m])) / sum(rate(attempts_total[2m])) > 0.05
+        for: 1m
+      - {alert: Disk, expr: disk_free < 5}
+"""
+    (tmp_path / "rules").mkdir()
+    (tmp_path / "rules" / "own.yml").write_text(
+        "groups: [{name: g, rules: [{alert: DiskSoon, expr: disk_free < 4, for: 1m}]}]"
+    )
+    (tmp_path / "rules" / "torn.yml").write_text("groups: [")
+    given = {
+        "incident_id": "x",
+        "kind": "quic_failure",
+        "start": (START + timedelta(minutes=30)).isoformat(),
+        "end": (START + timedelta(minutes=60)).isoformat(),
+        "baseline_start": START.isoformat(),
+        "baseline_end": (START + timedelta(minutes=30)).isoformat(),
+    }
+    with prometheus_server.serve(tmp_path / "server", history, rules=loaded) as server:
+        source = {
+            "type": "prometheus",
+            "url": server.url,
+            "rule_files": [str(tmp_path / "rules" / "*.yml")],
+        }
+        incident = parameters.incident_from({**given, "sources": {"main": source}})
+        folder = collect.collect(incident, tmp_path)
+    case = open_case(folder)
+    asked = {c.request["params"]["query"] for c in case.captures_of("rule_series")}
+    assert asked == {f'{{__name__=~"attempts_total|disk_free"}}[{part}]' for part in ("5m", "1h")}
+    by_name = {one.rule.alert: one for one in case.alerts}
+    assert set(by_name) == {"ShareFails", "DiskSoon"}  # Disk is about nothing of this kind
+    share, disk = by_name["ShareFails"], by_name["DiskSoon"]
+    assert share.replay.state == disk.replay.state == "replayed"
+    (spell,) = share.fired(incident.window)
+    assert abs(spell.firing - start_ms - 2_400_000) < 180_000
+    assert (disk.rule.origin, bool(disk.fired(incident.window))) == ("own.yml", True)
+    states = {row["role"]: row["state"] for row in case.frames["rules"].to_dict("records")}
+    assert states["rules"] == "ok"
+    refused = [r for r in case.frames["rules"].to_dict("records") if r["state"] == "error"]
+    assert "no rule file" in refused[0]["value"]["message"]
+    assert open_case(folder).findings_json() == case.findings_json()
+    case.evidence.close()
+
+
+def test_a_source_without_rule_files_asks_for_what_it_asked_before_there_were_any():
+    given = {
+        "incident_id": "x",
+        "kind": "quic_failure",
+        "start": START.isoformat(),
+        "end": (START + timedelta(hours=1)).isoformat(),
+    }
+    source = {"type": "prometheus", "url": "http://x"}
+    bare = parameters.incident_from({**given, "sources": {"main": source}})
+    empty = parameters.incident_from({**given, "sources": {"main": {**source, "rule_files": []}}})
+    named = parameters.incident_from(
+        {**given, "sources": {"main": {**source, "rule_files": ["a.yml"]}}}
+    )
+    assert "rule_files" not in bare.sources[0].options
+    assert bare.digest == empty.digest != named.digest
