@@ -241,6 +241,41 @@ def import_(parcel: Path, home: Path | None, keys: tuple[Path, ...]) -> None:
     click.echo(f"{folder} is here and holds; also recompute it: tbforensics verify {folder}")
 
 
+@main.command()
+@click.argument("case", type=_CASE)
+@click.option("--rules", required=True, type=_FILE, help="YAML: what becomes a pseudonym")
+@click.option("--out", type=click.Path(path_type=Path), help="default: the folder beside the case")
+@click.option("--id", "new_id", default="", help="of the copy; default: <id>-redacted")
+@click.option("--map", "map_", type=click.Path(path_type=Path), help="default: <copy>.map.age")
+@click.option("--same-as", type=_FILE, help="map of an earlier redaction: the same pseudonyms")
+@click.option("--passphrase-file", type=_FILE, help="default: TBFORENSICS_MAP_PASSPHRASE, or ask")
+def redact(
+    case: Path,
+    rules: Path,
+    out: Path | None,
+    new_id: str,
+    map_: Path | None,
+    same_as: Path | None,
+    passphrase_file: Path | None,
+) -> None:
+    """Copy a case with pseudonyms for what RULES name; the map is sealed apart."""
+    from tbforensics import redact as work
+
+    work.read_rules(rules)  # before anybody types a passphrase
+    variable, words = "TBFORENSICS_MAP_PASSPHRASE", "Passphrase of the map"
+    passphrase = _passphrase(passphrase_file, variable, words, confirm=same_as is None)
+    key = work.key_of(same_as, passphrase) if same_as else b""
+    out = out or case.resolve().parent
+    done = work.redact(case, rules, out, passphrase, key=key, new_id=new_id, map_file=map_)
+    counts = ", ".join(f"{number} {rule}" for rule, number in sorted(done.counts.items()))
+    click.echo(f"{done.folder}: {counts or 'nothing found to replace'}")
+    click.echo(f"{done.map} says what stands for what; keep it apart, age -d opens it")
+    if done.withheld:
+        click.echo(f"{done.withheld} replies are no text and were withheld", err=True)
+    if done.differs:
+        click.echo(f"the copy does not say the same: {_inert(done.differs)}", err=True)
+
+
 # --- shared --------------------------------------------------------------------------------
 
 
@@ -268,7 +303,11 @@ def _home(parameters: Path) -> Path:
 def _sealed(incident: Incident, home: Path) -> Case:
     from tbforensics.case import case_of
 
-    return case_of(incident, home, report=_Progress(len(incident.sources)))
+    progress = _Progress(len(incident.sources))
+    try:
+        return case_of(incident, home, report=progress)
+    finally:
+        progress.end()
 
 
 class _Progress:
@@ -283,6 +322,10 @@ class _Progress:
         if sys.stderr.isatty():
             line = f"{self.asked} replies from {self.sources} sources, {self.failed} failed"
             click.echo(f"\r{line}", err=True, nl=False)
+
+    def end(self) -> None:
+        if self.asked and sys.stderr.isatty():
+            click.echo(err=True)
 
 
 def _publish(case: Case, home: Path) -> None:
