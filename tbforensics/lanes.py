@@ -64,7 +64,8 @@ def silences(frames: Frames, *, share: float, missing: float, at_least_s: float)
             came.to_numpy(float), due.to_numpy(float), share=share, missing=missing
         ):
             window = window_of(frames, came.index, plateau)
-            if window.overlap_s(frames.window) < at_least_s:
+            begun = came.iloc[: plateau.first].sum() > 0  # else nobody had used it yet
+            if not begun or window.overlap_s(frames.window) < at_least_s:
                 continue
             inside = waits[(waits["ts"] >= window.start) & (waits["ts"] < window.end)]
             inside = inside[inside["host"].isin(["", _host(target)])]

@@ -266,6 +266,13 @@ def test_a_starving_lane_that_is_not_named_leaves_the_question_open() -> None:
     assert lane.leaves_open and not lane.decides
 
 
+def test_a_lane_that_nobody_had_used_yet_has_not_fallen_silent() -> None:
+    findings = found(
+        matches=lanes(flat(1, slice(0, 180))), settled=settled(flat(2, slice(0, 180), value=1))
+    )
+    assert "silent-lanes" not in findings
+
+
 def test_jobs_that_wait_on_another_node_say_nothing_of_this_one() -> None:
     other = {("b-host:1", "industrial", "false"): flat(1)}
     series = {("a-host:1", "industrial", "false"): flat(1, STALL), **other}

@@ -185,6 +185,7 @@ def _paused(
         for one in flow
         for each in _spells(frames, one, one.due.where(one.due.isna(), one.usual), thresholds)
         if each.due_of_matches < thresholds.missing_settlements
+        and one.settled.iloc[: each.plateau.first].sum() > 0
     ]
     if pauses:
         longest = max(pauses, key=lambda each: each.window.seconds)
