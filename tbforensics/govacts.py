@@ -237,9 +237,10 @@ def _counted(frames: Frames, near: Window, onset: pd.Timestamp) -> Iterator[dict
         ("gov_activations", "key", "activations"),
     ):
         table = by_node(frames[query], label)
-        for name in sorted({name for _, name in table.columns}):
+        spelled = [param_key(name) if label == "key" else name for _, name in table.columns]
+        for name in sorted(set(spelled)):
             # Every node counts the same chain, so the node that counted most is the count.
-            own = between(table[[cell for cell in table.columns if cell[1] == name]], near)
+            own = between(table.loc[:, [word == name for word in spelled]], near)
             most = own.sum().max()
             if most > 0:
                 first = own.index[(own > 0).any(axis=1)][0]

@@ -73,18 +73,19 @@ def noise_rows(ledger: Ledger) -> tuple[Rows, dict[str, int]]:
     rows: Rows = []
     for work in WORK:
         own = [cell for cell in cells if cell[1] == work]
-        if own:
-            inner, outer = raw[own].to_numpy(dtype=float), told[own].to_numpy(dtype=float)
+        inner, outer = (table[own].to_numpy(dtype=float) for table in (raw, told))
+        both = np.isfinite(inner) & np.isfinite(outer)
+        if both.any():
             rows.append(
                 {
                     "multiplier": SYMBOLS[work],
                     "work": work,
-                    "raw_low": float(np.nanmin(inner)),
-                    "raw_high": float(np.nanmax(inner)),
-                    "published_low": float(np.nanmin(outer)),
-                    "published_high": float(np.nanmax(outer)),
+                    "raw_low": float(inner[both].min()),
+                    "raw_high": float(inner[both].max()),
+                    "published_low": float(outer[both].min()),
+                    "published_high": float(outer[both].max()),
                     "below_zero": int((outer < 0).any(axis=1).sum()),
-                    "usually_off": float(np.nanmedian(np.abs(outer - inner))),
+                    "usually_off": float(np.median(np.abs(outer - inner)[both])),
                 }
             )
     return rows, {
