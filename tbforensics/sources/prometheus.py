@@ -218,7 +218,7 @@ class _Asking:
         self._step_ms = max(1, round(step_s * 1000))
         self._slice_ms = round(options.slice_hours * 3_600_000)
         self._lookback_s = _LOOKBACK_S
-        self._silences = 0
+        self._silences, self._silence = 0, ""
 
     def status(self, roles: Sequence[str]) -> Iterator[Capture]:
         """What the server is and what it was set to do. A part it does not know is no failure."""
@@ -305,7 +305,7 @@ class _Asking:
         notes: tuple[str, ...] = (),
     ) -> Capture:
         if self._silences >= _SILENCES:
-            why = f"the server gave no answer to the last {_SILENCES} questions"
+            why = f"the server gave no answer to the last {_SILENCES} questions: {self._silence}"
             return self._not_asked(name, role, {"path": path, "params": dict(params)}, why)
         settled = timedelta(seconds=self._lookback_s + _LATE_S)
         if window and window.end > self._client.now() - settled:
@@ -323,6 +323,7 @@ class _Asking:
             explain=promjson.explain,
         )
         self._silences = self._silences + 1 if _silent(capture) else 0
+        self._silence = capture.error
         return capture
 
     def _not_asked(self, name: str, role: str, request: Mapping[str, Json], why: str) -> Capture:
@@ -349,7 +350,7 @@ def spans(incident: Incident) -> tuple[tuple[int, int], ...]:
 def _too_much(capture: Capture) -> bool:
     """The server could not answer so much at once; it may answer half of it."""
     said = capture.error.lower()
-    if capture.usable or "parse error" in said or "no connection" in said:
+    if capture.usable or re.search("^not asked|parse error|no connection", said):
         return False
     return capture.status in (None, 400, 422, 503, 504) and bool(_TOO_MUCH.search(said))
 
