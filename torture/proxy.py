@@ -36,7 +36,10 @@ class Reply:
 
 @dataclass(frozen=True)
 class Asked:
-    """One question. `n` counts all questions, `times` those that ask the same."""
+    """One question.
+
+    n: how many came before it. times: how often the same came. at: on a steady clock.
+    """
 
     n: int
     times: int
@@ -45,6 +48,7 @@ class Asked:
     params: Mapping[str, str]
     json: Any
     authorization: str
+    at: float
 
     @property
     def key(self) -> str:
@@ -109,8 +113,8 @@ def _asked(seen: Seen, n: int, before: dict[str, int]) -> Asked:
         params |= dict(parse_qsl(seen.body.decode(), keep_blank_values=True))
     key = question_key(seen.method, parts.path, params, body)
     before[key] = before.get(key, 0) + 1
-    authorization = seen.headers.get("Authorization", "")
-    return Asked(n, before[key], seen.method, parts.path, params, body, authorization)
+    authorization, at = seen.headers.get("Authorization", ""), time.monotonic()
+    return Asked(n, before[key], seen.method, parts.path, params, body, authorization, at)
 
 
 def _forwarded(upstream: str, seen: Seen) -> Reply:

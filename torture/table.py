@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torture.bench import Bench
 
 OK, NOT, UNTRIED = "ok", "NOT", "n/a"
+_SHOWN = 1500  # characters of what a row got in place of what it should
 _AT_ONCE = 3  # rows mostly wait: for a server that hangs, for a deadline
 
 
@@ -84,7 +85,7 @@ def lines(outcome: Outcome) -> str:
     """One outcome as it is printed."""
     row = outcome.row
     head = f"{outcome.state:4}{row.name}  ({row.how}; {outcome.seconds:.0f} s)"
-    got = " ".join(outcome.got.split()) if outcome.state == OK else outcome.got.strip()
+    got = " ".join(outcome.got.split()) if outcome.state == OK else outcome.got.strip()[-_SHOWN:]
     return "\n".join([head, _indented("expected", row.expected), _indented("got", got)])
 
 
