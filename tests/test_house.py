@@ -17,7 +17,7 @@ ROOMS = [
     *("signals", "scan", "changes", "spans", "effects", "contributions", "attribution"),
     "logmatch",
     # instruments: the protocol of The-Block
-    "theblock",
+    *("theblock", "pseudonyms"),
     # instruments: keeping, asking, reading
     *("archive", "credentials", "replay", "wire", "manifest", "evidence"),
     # instruments: what was handed over encrypted
@@ -48,23 +48,23 @@ ROOMS = [
     # work: who vouches for a case
     *("signing", "parcel"),
     # front
-    *("report", "publish", "cli"),
+    *("report", "publish", "redact", "cli"),
 ]
 DOORS = {  # each outside library enters by one door, or by the few that are named
     "duckdb": {"evidence"},
     "requests": {"wire", "credentials", "replay", "sources"},
     "prometheus_pandas": {"sources", "case"},
-    "yaml": {"parameters", "credentials", "scaffold", "sources", "alertrules"},
+    "yaml": {"redact", "parameters", "credentials", "scaffold", "sources", "alertrules"},
     "promql_parser": {"promread"},
-    "pydantic": {"parameters", "credentials", "scaffold"},
+    "pydantic": {"redact", "parameters", "credentials", "scaffold"},
     "altair": {"charts", "report_page"},
     "papermill": {"report"},
     "nbconvert": {"report", "report_page"},
     "click": {"cli"},
-    "zstandard": {"archive", "logstream"},
+    "zstandard": {"archive", "logstream", "redact"},
     "cryptography": {"envelopes", "logcipher", "signing"},
     "securesystemslib": {"signing", "parcel"},
-    "pyrage": {"envelopes"},
+    "pyrage": {"envelopes", "redact"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
