@@ -20,8 +20,11 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-example: $(READY) $(TOOLS)  ## make the bundled example of KIND anew
+example: $(READY) $(TOOLS)  ## make the bundled example of KIND anew, with its notebook's outputs
 	$(BIN)/python -m examples $(KIND)
+
+examples: $(READY) $(TOOLS)  ## the same for every kind
+	$(BIN)/python -m examples $(notdir $(basename $(wildcard notebooks/*.ipynb)))
 
 torture: $(READY) $(TOOLS)  ## break everything around it, send it hostile bytes, print what came of it
 	$(BIN)/python -m torture
