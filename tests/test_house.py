@@ -23,7 +23,7 @@ ROOMS = [
     # instruments: what was handed over encrypted
     *("givensecrets", "envelopes", "logcipher"),
     *("promql", "promjson", "promrows", "logstream", "logrows", "loglines", "logtables"),
-    *("zipped", "peersamples", "logstores", "tsdbcopies"),
+    *("zipped", "peersamples", "logstores", "logtail", "tsdbcopies"),
     *("frames", "quality"),
     # instruments: what subsidies are due, epoch by epoch
     *("nodes", "epochs", "govacts", "issuance", "subsidies"),
@@ -64,6 +64,7 @@ DOORS = {  # each outside library enters by one door, or by the few that are nam
     "zstandard": {"archive", "logstream", "redact"},
     "cryptography": {"envelopes", "logcipher", "signing"},
     "securesystemslib": {"signing", "parcel"},
+    "websockets": {"logtail"},
     "pyrage": {"envelopes", "redact"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -13,6 +13,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from pathlib import Path
@@ -21,16 +22,18 @@ from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 
-from tbforensics import givenfiles
+from tbforensics import givenfiles, logstream, logtail
 from tbforensics.errors import ParametersError
 from tbforensics.logrows import Clock, LineError, time_ms
 from tbforensics.logtables import Reading
 from tbforensics.model import Capture, Incident, Json, Query, Shape, Window
-from tbforensics.wire import Client, Manners
+from tbforensics.wire import Client, Manners, without_secrets
 
 QUERY = "log_lines"  # one sweep answers whatever a kind may ask of the logs
-SEARCH, FILE, LISTING = "search", "file", "listing"
+SEARCH, FILE, LISTING, TAIL = "search", "file", "listing", "tail"
 LEAD_S = 300.0
+_TAIL_LIMIT = 1_000  # rows a tick
+_TAIL_ROWS = 10_000
 _MOST_ROWS = 1_000_000  # asked for one second before the rest of that second is given up
 _DUMPED_AT = re.compile(r"_(\d{9,11})\.json")
 
@@ -47,6 +50,9 @@ class Options:
         a store that is missing, so a wrong name is answered with "no lines".
     rows_per_page: how many rows to ask a node for at once.
     passphrase_file, passphrase_env: where to find the passphrase of an encrypted store.
+    tail: seconds, and most rows if not 10,000, to listen to `/logs/tail` after the search while the
+          window has not ended; without it, nobody listens. A node of generation B was seen to hang
+          when its listener left.
     """
 
     path: str = ""
@@ -56,8 +62,14 @@ class Options:
     rows_per_page: int = 5_000
     passphrase_file: str = ""
     passphrase_env: str = ""
+    tail: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        if len(self.tail) > 2 or not all(0 < number <= 100_000 for number in self.tail):
+            raise ParametersError(
+                "tail: not seconds, or seconds and rows, of 1 to 100,000",
+                next_step="write it like [60] or [60, 5000]",
+            )
         if self.rows_per_page < 1:
             raise ParametersError(f"rows_per_page: {self.rows_per_page} is less than one row")
         try:
@@ -86,7 +98,12 @@ class Logs:
         if not client.source.url and not options.path:
             yield _failed(client, SEARCH, {}, "neither `url` nor `path` says where the logs are")
         if client.source.url:
-            yield from _sweep(client, options, window)
+            pages = []
+            for capture in _sweep(client, options, window):
+                pages.append(capture)
+                yield capture
+            if options.tail:
+                yield from _tail(client, options, window, pages)
         if options.path:
             yield from _files(client, options, window)
 
@@ -97,6 +114,10 @@ class Logs:
             yield reading.summary(LISTING, capture.asked_at, {"files": json.load(body)})
             return
         extra: dict[str, Json] = {}
+        if capture.role == TAIL:
+            yield from reading.of_elements(_heard(body))
+            yield reading.summary("summary", capture.asked_at, extra)
+            return
         if capture.role == SEARCH:
             page = body.read()
             if page.lstrip()[:1] != b"[":
@@ -207,6 +228,65 @@ def _left_to_next_page(capture: Capture, page: bytes) -> range | None:
     if len(seconds) < limit or (limit >= _MOST_ROWS and min(seconds) == max(seconds)):
         return None
     return range(min(seconds) * 1000, min(seconds) * 1000 + 1000)
+
+
+# --- a node, as it goes on -----------------------------------------------------------------
+
+
+def _tail(
+    client: Client, options: Options, window: Window, pages: Sequence[Capture]
+) -> Iterator[Capture]:
+    """What comes after the rows that the search gave; its first page holds the newest."""
+    asked: dict[str, Json] = {"limit": _TAIL_LIMIT}
+    if options.db:
+        asked["db"] = options.db
+    first = next((page for page in pages if page.usable), None)
+    rows = logtail.rows_in(client.body(first).decode("utf-8", "replace"))[0] if first else []
+    ids = [row.get("id") for row in rows if isinstance(row, dict)]
+    if newest := max((number for number in ids if type(number) is int), default=None):
+        asked["after_id"] = newest
+    request: dict[str, Json] = {"url": f"{without_secrets(str(client.source.url))}/logs/tail"}
+    if window.end <= client.now():
+        yield _failed(client, TAIL, request, "not listened: the window has ended already")
+        return
+    session = client.session
+    if session.auth or session.cert or session.verify is not True:
+        why = "not listened: that is done without credentials and certificates of one's own"
+        yield _failed(client, TAIL, request, why)
+        return
+    secret: dict[str, Json] = {}
+    if options.passphrase_file or options.passphrase_env:
+        with suppress(OSError, ValueError):  # the sweep said so
+            secret["passphrase"] = _passphrase(options)
+    heard = logtail.listen(
+        str(client.source.url),
+        {**asked, **secret},
+        host=options.host,
+        for_s=options.tail[0],
+        most_rows=options.tail[1] if len(options.tail) == 2 else _TAIL_ROWS,
+    )
+    request["params"] = {**asked, **dict.fromkeys(secret, "***")}
+    if heard.frames:
+        yield client.keep_file(
+            [heard.body()], query=QUERY, role=TAIL, request=request, window=window
+        )
+    if heard.error:
+        error = heard.error
+        for value in secret.values():
+            error = error.replace(str(value), "***")
+        yield _failed(client, TAIL, request, error)
+
+
+def _heard(body: BinaryIO) -> list[logstream.Element]:
+    """Every row once, in the order in which it first came."""
+    rows: dict[str, Json] = {}
+    for frame in json.load(body):
+        for row in logtail.rows_in(frame)[0]:
+            rows.setdefault(logtail.identity(row), row)
+    return [
+        logstream.Element(json.dumps(row).encode(), place, -1)
+        for place, row in enumerate(rows.values(), start=1)
+    ]
 
 
 # --- files -------------------------------------------------------------------------------
