@@ -152,10 +152,15 @@ def test_a_missing_file_says_how_to_write_one(tmp_path: Path) -> None:
         read_parameters(tmp_path / "none.yaml")
 
 
-@given(st.dictionaries(st.text(max_size=20), st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
-    max_leaves=6), max_size=6))  # fmt: skip
+WORDS = st.text(max_size=20)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(WORDS, VALUES, max_size=6))
 def test_whatever_is_given_only_our_own_error_comes_out(given_parameters: dict[str, Any]) -> None:
     for base in ({}, GOOD):
         try:
