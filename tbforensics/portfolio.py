@@ -42,6 +42,7 @@ class Snapshot:
 
     held:     quantity and price of each position. cash_of: each listed strategy's own cash.
     unlike_cash: strategies whose rows disagree about their cash by more than a cent.
+    worth:    equity by strategy, and of the portfolio: cash and positions at their last prices.
     total:    what the row itself says the portfolio was worth; None when it does not.
     """
 
@@ -49,6 +50,7 @@ class Snapshot:
     held: Mapping[Position, tuple[Decimal, Decimal]]
     cash_of: Mapping[str, Decimal]
     cash: Decimal
+    worth: Mapping[str, Decimal]
     total: Decimal | None = None
     last_rebalance_ns: int = 0
     unlike_cash: tuple[str, ...] = ()
@@ -58,18 +60,7 @@ class Snapshot:
 
         A strategy that holds nothing is not listed, so what it is worth is not known then.
         """
-        if strategy != PORTFOLIO and strategy not in self.cash_of:
-            return None
-        with localcontext(EXACT):
-            cash = self.cash if strategy == PORTFOLIO else self.cash_of[strategy]
-            return cash + sum(
-                (
-                    qty * price
-                    for (owner, _), (qty, price) in self.held.items()
-                    if strategy in (PORTFOLIO, owner)
-                ),
-                Decimal(),
-            )
+        return self.worth.get(strategy)
 
 
 def snapshot_of(ts_ns: int, value: Mapping[str, Json]) -> Snapshot | None:
@@ -83,30 +74,46 @@ def snapshot_of(ts_ns: int, value: Mapping[str, Json]) -> Snapshot | None:
         return None
     held: dict[Position, tuple[Decimal, Decimal]] = {}
     said: dict[str, list[Decimal]] = {}
-    for row in rows:
-        if not isinstance(row, dict):
-            return None
-        fields = ("qty", "current_price", "allocated_capital")
-        numbers = [number for f in fields if (number := decimal_of(row.get(f))) is not None]
-        strategy, symbol = row.get("strategy_id"), row.get("symbol")
-        if len(numbers) < 3 or not isinstance(strategy, str) or not isinstance(symbol, str):
-            return None
-        qty, price, allocated = numbers
-        held[strategy, symbol] = qty, price
-        with localcontext(EXACT):
+    placed: dict[str, Decimal] = {}
+    with localcontext(EXACT):
+        for row in rows:
+            position = _position(row)
+            if position is None:
+                return None
+            strategy, symbol, qty, price, allocated = position
+            held[strategy, symbol] = qty, price
             said.setdefault(strategy, []).append(allocated - qty * price)
-    rebalanced = value.get("last_rebalance_ts")
-    row = Snapshot(
+            placed[strategy] = placed.get(strategy, Decimal()) + qty * price
+        worth = {strategy: said[strategy][0] + usd for strategy, usd in placed.items()}
+        worth[PORTFOLIO] = cash + sum(placed.values(), Decimal())
+    if not all(abs(equity) <= _LARGEST for equity in worth.values()):
+        return None
+    return Snapshot(
         ts_ns=ts_ns,
         held=held,
         cash_of={strategy: cashes[0] for strategy, cashes in said.items()},
         cash=cash,
+        worth=worth,
         total=decimal_of(value.get("total_equity")),
-        last_rebalance_ns=_ns(rebalanced),
+        last_rebalance_ns=_ns(value.get("last_rebalance_ts")),
         unlike_cash=tuple(s for s, cashes in said.items() if max(cashes) - min(cashes) > _CENT),
     )
-    worth = [equity for name in (PORTFOLIO, *said) if (equity := row.equity(name)) is not None]
-    return row if all(abs(equity) <= _LARGEST for equity in worth) else None
+
+
+def _position(row: Json) -> tuple[str, str, Decimal, Decimal, Decimal] | None:
+    if not isinstance(row, Mapping):
+        return None
+    strategy, symbol = row.get("strategy_id"), row.get("symbol")
+    qty = decimal_of(row.get("qty"))
+    price, allocated = (
+        decimal_of(row.get("current_price")),
+        decimal_of(row.get("allocated_capital")),
+    )
+    if not (isinstance(strategy, str) and strategy and isinstance(symbol, str)):
+        return None
+    if qty is None or price is None or allocated is None:
+        return None
+    return strategy, symbol, qty, price, allocated
 
 
 def _ns(value: Json) -> int:

@@ -61,7 +61,7 @@ class Thresholds:
 def analyse(frames: Frames, thresholds: Thresholds) -> list[Finding]:
     """How deep, since when, who made it, what traded on, and what the rules would have said."""
     rows, _ = portfolio.read(frames["portfolio"])
-    accounts = accounts_of(frames, thresholds)
+    accounts = accounts_of(frames, rows, thresholds)
     findings = list(_fallen(frames, accounts, thresholds))
     findings += _marked(frames, accounts, thresholds)
     findings += _exported(frames, accounts, thresholds)
@@ -91,9 +91,8 @@ def analyse(frames: Frames, thresholds: Thresholds) -> list[Finding]:
 # --- how deep ------------------------------------------------------------------------------
 
 
-def accounts_of(frames: Frames, thresholds: Thresholds) -> list[Account]:
-    """Every strategy and the portfolio, as the journal tells them."""
-    rows, _ = portfolio.read(frames["portfolio"])
+def accounts_of(frames: Frames, rows: Sequence[Snapshot], thresholds: Thresholds) -> list[Account]:
+    """Every strategy and the portfolio, as the rows of the journal tell them."""
     return books.accounts(
         frames,
         rows,
@@ -438,7 +437,7 @@ def doubts(frames: Frames, thresholds: Thresholds) -> list[Doubt]:
     if mixed := sum(bool(row.unlike_cash) for row in rows):
         detail = f"in {mixed} rows the symbols of one strategy disagree about its cash"
         found.append(Doubt("ambiguous cash", detail, None, "cleared", ("portfolio",)))
-    accounts = accounts_of(frames, thresholds)
+    accounts = accounts_of(frames, rows, thresholds)
     calm = {a.name for a in accounts if a.depth_pct < thresholds.drawdown_pct}
     for query, what in _CLAIMED:
         claims = _claims(frames, query, thresholds)
