@@ -51,8 +51,10 @@ class _Errors(click.Group):
 def main() -> None:
     """Incident forensics: ask once, seal, then work offline.
 
-    A first run:  tbforensics new quic_failure --id INC-2026-0042 --start ... --end ...
-                  tbforensics run parameters/INC-2026-0042.yaml
+    \b
+    A first run:
+      tbforensics new quic_failure --id INC-2026-0042 --start ... --end ...
+      tbforensics run parameters/INC-2026-0042.yaml
     """
 
 
