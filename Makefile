@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 TOOLS = $(VENV)/.tools
 
-.PHONY: demo test check example notebooks torture lock lab clean
+.PHONY: demo test check example examples torture lock lab clean
 
 demo: $(READY)  ## run the bundled example incident of KIND and print where its report is
 	@rm -rf build/demo && mkdir -p build/demo && cp -R incidents notebooks parameters build/demo/
