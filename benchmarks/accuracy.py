@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from tbforensics.attribution import rank_movers
-from tbforensics.spans import incident_span
+from tbforensics.analysis.attribution import rank_movers
+from tbforensics.analysis.spans import incident_span
 
 
 def predict(frame: pd.DataFrame, kind: Any) -> dict[str, Any]:

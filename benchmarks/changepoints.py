@@ -30,7 +30,7 @@ import pandas as pd
 import ruptures
 from scipy.signal import lfilter
 
-from tbforensics.changes import change_points
+from tbforensics.analysis.changes import change_points
 
 Annotations = Mapping[str, Sequence[int]]
 MARGIN = 5

@@ -167,6 +167,15 @@ class Archive:
         for leftover in self.raw.glob(".arriving-*"):
             leftover.unlink(missing_ok=True)
 
+    def drop_unnamed(self, captures: Iterable[Capture]) -> None:
+        """Bodies that a run kept which died before it could record them, or whose question was
+        asked again since. No capture says what they are, so they are no evidence.
+        """
+        named = {f"{capture.sha256}.zst" for capture in captures}
+        for stranger in self.raw.glob("*.zst"):
+            if stranger.name not in named:
+                stranger.unlink()
+
 
 class _NotArrived(Exception):
     """What the sender did; kept apart from what the disk does."""

@@ -16,8 +16,8 @@ from typing import Any
 
 import pandas as pd
 
-from tbforensics import alerts as alert_rules
-from tbforensics.alertwatch import Watched
+from tbforensics.alerts import claims as alert_rules
+from tbforensics.alerts.watch import Watched
 from tbforensics.frames import labelled
 from tbforensics.model import (
     Assessment,

@@ -11,8 +11,9 @@ from typing import Any
 import pandas as pd
 from prometheus_pandas.query import Prometheus
 
-from tbforensics import alertwatch, assess, collect, frames, manifest, parameters, plugins, quality
-from tbforensics.alertwatch import Watched
+from tbforensics import assess, collect, frames, manifest, parameters, plugins, quality
+from tbforensics.alerts import watch as alertwatch
+from tbforensics.alerts.watch import Watched
 from tbforensics.archive import Archive
 from tbforensics.errors import EvidenceError, ForensicsError
 from tbforensics.evidence import Evidence

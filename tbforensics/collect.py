@@ -58,7 +58,10 @@ def collect(incident: Incident, home: Path, report: Report = lambda capture: Non
             archive = Archive(partial)
             archive.drop_leftovers()
             queries = catalogue(plugins.load_kind(incident.kind), incident.sources)
-            captures = _ask_all(incident, home, queries, archive, credentials, report)
+            captures = manifest.ordered(
+                _ask_all(incident, home, queries, archive, credentials, report)
+            )
+            archive.drop_unnamed(captures)
             build(partial, incident, captures)
             evidence.write_views(partial)
             (partial / "parameters.yaml").write_bytes(to_yaml(incident))

@@ -6,7 +6,7 @@ import math
 
 import pandas as pd
 
-from tbforensics.attribution import rank_movers
+from tbforensics.analysis.attribution import rank_movers
 from tbforensics.frames import summed
 from tbforensics.model import Finding, Frames, Kind, Shape, Window, utc_text
 

@@ -16,10 +16,13 @@ import pytest
 import yaml
 from made import START, at, capture, window
 
-from tbforensics import alertrules, alerts, alertwatch, collect, display, parameters
-from tbforensics.alertchecks import Known, problems
-from tbforensics.alertreplay import Replay, replay
-from tbforensics.alertrules import Rule
+from tbforensics import collect, display, parameters
+from tbforensics.alerts import claims as alerts
+from tbforensics.alerts import rules as alertrules
+from tbforensics.alerts import watch as alertwatch
+from tbforensics.alerts.checks import Known, problems
+from tbforensics.alerts.replay import Replay, replay
+from tbforensics.alerts.rules import Rule
 from tbforensics.assess import assess
 from tbforensics.case import open_case
 from tbforensics.errors import ParametersError
@@ -36,8 +39,8 @@ from tbforensics.model import (
     Spell,
     Verdict,
 )
-from tbforensics.promranges import semantics
-from tbforensics.promseries import Series, labels_of
+from tbforensics.promql.ranges import semantics
+from tbforensics.promql.series import Series, labels_of
 
 NEW, OLD = semantics("3.5.0"), semantics("2.42.0+ds")
 EXAMPLE = Path(__file__).parent.parent / "incidents" / "example-quic-failure"

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tbforensics.attribution import rank_culprits, rank_movers
+from tbforensics.analysis.attribution import rank_culprits, rank_movers
 
 INDEX = pd.date_range("2026-03-10T10:00Z", periods=300, freq="15s")
 

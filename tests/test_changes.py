@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tbforensics.changes import change_points
+from tbforensics.analysis.changes import change_points
 
 NILE = [
     1120,

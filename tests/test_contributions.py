@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tbforensics.contributions import contributions, simpson_reversals
+from tbforensics.analysis.contributions import contributions, simpson_reversals
 
 
 def counted(rates: dict[str, float], rows: int = 60, seed: int = 1) -> pd.DataFrame:

@@ -12,10 +12,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from tbforensics.aftermath import moments
 from tbforensics.assess import judge
 from tbforensics.case import open_case
-from tbforensics.journalrows import time_ns
 from tbforensics.kinds.drawdown import KIND, QUERIES, Thresholds
 from tbforensics.model import (
     Coverage,
@@ -27,8 +25,10 @@ from tbforensics.model import (
     Window,
     utc_text,
 )
-from tbforensics.njord import bounded, halts, moment, shared_ids, stretches
-from tbforensics.njordrules import Rule, replay
+from tbforensics.reading.journalrows import time_ns
+from tbforensics.trading.aftermath import moments
+from tbforensics.trading.njord import bounded, halts, moment, shared_ids, stretches
+from tbforensics.trading.njordrules import Rule, replay
 
 START = datetime(2026, 11, 20, 10, tzinfo=UTC)
 WINDOW = Window(START, START + timedelta(hours=1))

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tbforensics.effects import effect_size
+from tbforensics.analysis.effects import effect_size
 
 INDEX = pd.date_range("2026-03-10T10:00Z", periods=200, freq="15s")
 CALM, UPSET = (INDEX[0], INDEX[100]), (INDEX[100], INDEX[199])

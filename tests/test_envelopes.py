@@ -16,9 +16,9 @@ from cryptography.hazmat.primitives.padding import PKCS7
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tbforensics import envelopes
-from tbforensics.envelopes import Form, Keys, Shut, form_of, identities_in, unseal
-from tbforensics.givensecrets import NoSecret, secret
+from tbforensics.reading import envelopes
+from tbforensics.reading.envelopes import Form, Keys, Shut, form_of, identities_in, unseal
+from tbforensics.reading.givensecrets import NoSecret, secret
 
 FIXTURES = Path(__file__).parent / "fixtures" / "the-block" / "handed-over"
 SHA256 = "0bfcd6c31ff5b8a5ea38247258b817d46042ea3b91da240c3be6cc43016b8fe1"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from tbforensics.epochs import boundaries, date_epochs, numbers_of
+from tbforensics.chain.epochs import boundaries, date_epochs, numbers_of
 
 START = pd.Timestamp("2026-03-10T10:00:00Z")
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from made import START, at, frames_of, steps
 
-from tbforensics.govacts import acts, calls, cut_rows, told_rows
+from tbforensics.chain.govacts import acts, calls, cut_rows, told_rows
 from tbforensics.kinds.subsidy_spike import QUERIES
 from tbforensics.model import Frames, Window
 

@@ -17,9 +17,9 @@ from test_logstore import sqlite
 
 from tbforensics.case import open_case, prove
 from tbforensics.collect import collect
-from tbforensics.logcipher import Tag
 from tbforensics.model import utc_text
 from tbforensics.parameters import incident_from
+from tbforensics.reading.logcipher import Tag
 
 LOGGED = 1_795_217_000
 IDENTITY = pyrage.x25519.Identity.generate()

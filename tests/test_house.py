@@ -13,30 +13,14 @@ PACKAGE = Path(__file__).parent.parent / "tbforensics"
 ROOMS = [
     # words
     *("errors", "model"),
-    # instruments: arithmetic on frames
-    *("signals", "scan", "changes", "spans", "effects", "contributions", "attribution"),
-    "logmatch",
-    # instruments: the protocol of The-Block
-    *("theblock", "pseudonyms"),
-    # instruments: keeping, asking, reading
+    # instruments: arithmetic, and the protocol of The-Block
+    *("analysis", "theblock", "pseudonyms"),
+    # instruments: keeping and asking
     *("archive", "credentials", "replay", "wire", "manifest", "evidence"),
-    # instruments: what was handed over encrypted
-    *("givensecrets", "envelopes", "logcipher"),
-    *("promql", "promjson", "promrows", "logstream", "logrows", "loglines", "logtables"),
-    *("zipped", "peersamples", "logstores", "logtail", "tsdbcopies"),
-    *("frames", "quality"),
-    # instruments: what subsidies are due, epoch by epoch
-    *("nodes", "epochs", "govacts", "issuance", "subsidies"),
-    *("subsidy_tables", "subsidy_books"),
-    # instruments: what a trading system's journals say
-    *("journalrows", "portfolio", "njord", "accounts"),
-    *("njordrules", "journaldoubts", "aftermath"),
-    # instruments: what settled, and whether the ledger adds up
-    *("plateau", "ledger", "settlement", "lanes", "books", "bookkeeping"),
-    # instruments: alert rules
-    *("promread", "promseries", "promranges", "promvectors", "prombuckets"),
-    *("promfunctions", "promeval"),
-    *("alertrules", "alertreplay", "alertchecks", "alertwatch", "alerts"),
+    # instruments: from samples to frames, from expressions to values, from bytes to rows
+    *("frames", "quality", "promql", "reading"),
+    # instruments: what frames mean to those who know the deployment, and what its alerts said
+    *("chain", "trading", "alerts"),
     # instruments: showing
     *("report_page", "charts", "display"),
     # plugs
@@ -44,9 +28,7 @@ ROOMS = [
     # desk
     *("plugins", "parameters", "scaffold"),
     # work
-    *("ordering", "assess", "collect", "case"),
-    # work: who vouches for a case
-    *("signing", "parcel"),
+    *("ordering", "assess", "collect", "case", "signing", "parcel"),
     # front
     *("report", "publish", "redact", "cli"),
 ]
@@ -54,18 +36,18 @@ DOORS = {  # each outside library enters by one door, or by the few that are nam
     "duckdb": {"evidence"},
     "requests": {"wire", "credentials", "replay", "sources"},
     "prometheus_pandas": {"sources", "case"},
-    "yaml": {"redact", "parameters", "credentials", "scaffold", "sources", "alertrules"},
-    "promql_parser": {"promread"},
+    "yaml": {"redact", "parameters", "credentials", "scaffold", "sources", "alerts"},
+    "promql_parser": {"promql"},
     "pydantic": {"redact", "parameters", "credentials", "scaffold"},
     "altair": {"charts", "report_page"},
     "papermill": {"report"},
     "nbconvert": {"report", "report_page"},
     "click": {"cli"},
-    "zstandard": {"archive", "logstream", "redact"},
-    "cryptography": {"envelopes", "logcipher", "signing"},
+    "zstandard": {"archive", "reading", "redact"},
+    "cryptography": {"reading", "signing"},
     "securesystemslib": {"signing", "parcel"},
-    "websockets": {"logtail"},
-    "pyrage": {"envelopes", "redact"},
+    "websockets": {"reading"},
+    "pyrage": {"reading", "redact"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

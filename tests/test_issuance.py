@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tbforensics.issuance import (
+from tbforensics.chain.issuance import (
     Book,
     Due,
     book_effects,

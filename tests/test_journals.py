@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from tbforensics.archive import Archive
 from tbforensics.errors import ParametersError
-from tbforensics.journalrows import DEEPEST, Journal, records_of_line, time_ns
-from tbforensics.logrows import LineError
 from tbforensics.model import Capture, Incident, Query, Shape, SourceConfig, Window
+from tbforensics.reading.journalrows import DEEPEST, Journal, records_of_line, time_ns
+from tbforensics.reading.logrows import LineError
 from tbforensics.sources.journals import FILES, SOURCE, Options, is_of, stem
 from tbforensics.wire import Client
 

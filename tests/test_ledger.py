@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standin_replies import ANSWERS, NodeState, root_of
 
-from tbforensics import ledger, theblock
-from tbforensics.ledger import Entry
+from tbforensics import theblock
+from tbforensics.chain import ledger
+from tbforensics.chain.ledger import Entry
 
 FIXTURES = Path(__file__).parent / "fixtures" / "the-block"
 

@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tbforensics import logcipher
-from tbforensics.logcipher import Shut, Tag, hchacha20, key_of, opened, own_tag, poly1305
+from tbforensics.reading import logcipher
+from tbforensics.reading.logcipher import Shut, Tag, hchacha20, key_of, opened, own_tag, poly1305
 
 FIXTURES = Path(__file__).parent / "fixtures" / "the-block" / "handed-over"
 PASSPHRASE = b"correct horse 12"

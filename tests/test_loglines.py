@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from standin_replies import in_base58
 
-from tbforensics.loglines import rows_of_line
-from tbforensics.logrows import Clock, LineError, Row, time_ms
+from tbforensics.reading.loglines import rows_of_line
+from tbforensics.reading.logrows import Clock, LineError, Row, time_ms
 
 TEN = 1_773_136_800_000  # 2026-03-10T10:00:00Z in ms
 UTC_CLOCK = Clock(UTC, datetime(2026, 3, 10, tzinfo=UTC))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made import START, at
 
-from tbforensics.logmatch import match_logs, templates
+from tbforensics.analysis.logmatch import match_logs, templates
 
 STEP = 30
 

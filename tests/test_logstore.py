@@ -22,10 +22,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_logcipher import sealed
 
-from tbforensics import logstores
-from tbforensics.logcipher import Tag, key_of
-from tbforensics.logstores import About, Stored, Unreadable, packed
 from tbforensics.model import Window
+from tbforensics.reading import logstores
+from tbforensics.reading.logcipher import Tag, key_of
+from tbforensics.reading.logstores import About, Stored, Unreadable, packed
 from tbforensics.sources.logstore import SOURCE, Options
 
 T = 1_795_217_000

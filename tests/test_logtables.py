@@ -14,10 +14,10 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tbforensics import logstream
 from tbforensics.evidence import SCHEMAS
-from tbforensics.logtables import MOST_QUARANTINED, Reading
 from tbforensics.model import Window
+from tbforensics.reading import logstream
+from tbforensics.reading.logtables import MOST_QUARANTINED, Reading
 
 TEN = 1_773_136_800_000  # 2026-03-10T10:00:00Z in ms
 

@@ -18,10 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.sync.server import ServerConnection, serve
 
-from tbforensics import logtail
 from tbforensics.errors import ParametersError
-from tbforensics.logtail import listen, rows_in
 from tbforensics.model import Window
+from tbforensics.reading import logtail
+from tbforensics.reading.logtail import listen, rows_in
 from tbforensics.sources.logs import SOURCE, Options
 
 Node = Callable[[ServerConnection], None]

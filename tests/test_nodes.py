@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from made import START
 
-from tbforensics.nodes import by_node, one_of
+from tbforensics.chain.nodes import by_node, one_of
 
 
 def frame(*columns: tuple[dict[str, str], list[float]]) -> pd.DataFrame:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tbforensics.logrows import LineError
-from tbforensics.peersamples import Rise, Sample, posts_of, rises, samples_of, text_of
+from tbforensics.reading.logrows import LineError
+from tbforensics.reading.peersamples import Rise, Sample, posts_of, rises, samples_of, text_of
 from tbforensics.theblock import peer_base58
 
 HEX = "0b" * 32

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tbforensics.plateau import plateaus
+from tbforensics.analysis.plateau import plateaus
 
 NAN = float("nan")
 

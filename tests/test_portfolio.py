@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tbforensics.portfolio import (
+from tbforensics.trading.portfolio import (
     BOUGHT,
     COSTS,
     HELD,

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tbforensics import promql
 from tbforensics.model import Capture, Incident, Query, Window
+from tbforensics.promql import text as promql
 from tbforensics.sources.prometheus import SOURCE, Options, spans
 
 NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)

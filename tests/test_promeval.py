@@ -14,12 +14,14 @@ import numpy as np
 import prometheus_server
 import pytest
 
-from tbforensics import frames, promfunctions, promranges
-from tbforensics.prombuckets import quantile
-from tbforensics.promeval import evaluate
-from tbforensics.promranges import semantics
-from tbforensics.promread import RANGE_FUNCTIONS, VECTOR_FUNCTIONS, Unsupported, read
-from tbforensics.promseries import (
+from tbforensics import frames
+from tbforensics.promql import functions as promfunctions
+from tbforensics.promql import ranges as promranges
+from tbforensics.promql.buckets import quantile
+from tbforensics.promql.evaluate import evaluate
+from tbforensics.promql.parse import RANGE_FUNCTIONS, VECTOR_FUNCTIONS, Unsupported, read
+from tbforensics.promql.ranges import semantics
+from tbforensics.promql.series import (
     Floats,
     Ints,
     Labels,
@@ -29,7 +31,7 @@ from tbforensics.promseries import (
     labels_of,
     load,
 )
-from tbforensics.promvectors import EvaluationFailed, Vector
+from tbforensics.promql.vectors import EvaluationFailed, Vector
 
 TOLERANCE = 1e-9  # relative: sums run in another order than Prometheus' compensated ones
 START_MS, SECONDS = 1_795_168_800_000, 5400

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tbforensics import promjson
 from tbforensics.evidence import SCHEMAS, series_id
 from tbforensics.model import Capture, Window
+from tbforensics.reading import promjson
 from tbforensics.sources.prometheus import SOURCE
 
 T0 = 1_773_136_800_000  # 2026-03-10T10:00:00Z in ms

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tbforensics import promql
+from tbforensics.promql import text as promql
 
 JOB = 'job="x"'
 RESTRICTED = {

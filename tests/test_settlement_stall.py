@@ -14,7 +14,7 @@ from standin_replies import ANSWERS, NodeState, root_of
 
 from tbforensics import theblock
 from tbforensics.assess import judge
-from tbforensics.books import roots_dated
+from tbforensics.chain.books import roots_dated
 from tbforensics.kinds.settlement_stall import KIND, Thresholds, analyse
 from tbforensics.model import Coverage, Finding, Frames, Verdict
 

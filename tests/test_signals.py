@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tbforensics.signals import (
+from tbforensics.analysis.signals import (
     bucket_increases,
     counter_increases,
     typical_latency,

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tbforensics.spans import incident_span, incident_spans
+from tbforensics.analysis.spans import incident_span, incident_spans
 
 INDEX = pd.date_range("2026-03-10T10:00Z", periods=400, freq="15s")
 

@@ -24,9 +24,9 @@ sys.path.append(str(ROOT))
 from examples import subsidy_spike as scenario
 from tbforensics import case, parameters, quality
 from tbforensics.assess import judge
+from tbforensics.chain.subsidies import due_by_provider, open_ledger, receipts, trail, trail_table
 from tbforensics.kinds.subsidy_spike import KIND, QUERIES, Thresholds, analyse, doubts
 from tbforensics.model import Coverage, Finding, Frames, Verdict
-from tbforensics.subsidies import due_by_provider, open_ledger, receipts, trail, trail_table
 
 STEP_S, CALM, STEPS = 15.0, 240, 480  # an hour of calm, an hour of window
 EPOCH = 8  # steps

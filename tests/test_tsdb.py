@@ -18,11 +18,11 @@ from handed import Handed
 from prometheus_server import openmetrics
 from test_promjson import bits
 
-from tbforensics import tsdbcopies
 from tbforensics.errors import ParametersError
 from tbforensics.model import Query, Shape, Window
+from tbforensics.reading import tsdbcopies
+from tbforensics.reading.tsdbcopies import NoCopy, copy
 from tbforensics.sources.tsdb import SOURCE, Options
-from tbforensics.tsdbcopies import NoCopy, copy
 
 T0 = 1_757_498_400_000  # months ago: a server with its usual retention would drop it
 WINDOW = Window(

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tbforensics import zipped
-from tbforensics.zipped import Entry, Refusal, entries
+from tbforensics.reading import zipped
+from tbforensics.reading.zipped import Entry, Refusal, entries
 
 EXPORT = (
     Path(__file__).parent / "fixtures" / "the-block" / "handed-over" / "export.zip"

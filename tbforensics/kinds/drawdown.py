@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from tbforensics import accounts as books
-from tbforensics import aftermath, journaldoubts, njord, njordrules, portfolio
-from tbforensics.accounts import Account
-from tbforensics.aftermath import after_text, trade_row, usd_text
 from tbforensics.model import Doubt, Finding, Frames, Json, Kind, Query, Shape, Window
-from tbforensics.njord import by_strategy, second
-from tbforensics.njordrules import Rule
-from tbforensics.portfolio import PORTFOLIO, Snapshot
+from tbforensics.trading import accounts as books
+from tbforensics.trading import aftermath, journaldoubts, njord, njordrules, portfolio
+from tbforensics.trading.accounts import Account
+from tbforensics.trading.aftermath import after_text, trade_row, usd_text
+from tbforensics.trading.njord import by_strategy, second
+from tbforensics.trading.njordrules import Rule
+from tbforensics.trading.portfolio import PORTFOLIO, Snapshot
 
 _MOST_ROWS = 12
 

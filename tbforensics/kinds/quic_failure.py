@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from tbforensics.contributions import Contributions, contributions
-from tbforensics.effects import effect_size
+from tbforensics.analysis.contributions import Contributions, contributions
+from tbforensics.analysis.effects import effect_size
+from tbforensics.analysis.logmatch import match_logs
+from tbforensics.analysis.spans import Span, incident_span
 from tbforensics.frames import summed
-from tbforensics.logmatch import match_logs
 from tbforensics.model import Finding, Frames, Json, Kind, Query, Shape, Spell, Window, utc_text
-from tbforensics.spans import Span, incident_span
 from tbforensics.theblock import peer_base58, peer_hex, without_seeds
 
 _WITNESSES = ("bytes_sent", "handshake_success", "endpoint_reuse", "provider_connects")

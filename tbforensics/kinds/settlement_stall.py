@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from tbforensics import bookkeeping
-from tbforensics.lanes import Silence, silences
-from tbforensics.model import Finding, Frames, Json, Kind, Query, Shape, Window, utc_text
-from tbforensics.settlement import (
+from tbforensics.chain import bookkeeping
+from tbforensics.chain.lanes import Silence, silences
+from tbforensics.chain.settlement import (
     Flow,
     Stall,
     answers,
@@ -26,6 +25,7 @@ from tbforensics.settlement import (
     step_of,
     total,
 )
+from tbforensics.model import Finding, Frames, Json, Kind, Query, Shape, Window, utc_text
 
 _WITNESSES = ("settled", "matches", "sla_pending")
 _MINUTE_S = 60.0

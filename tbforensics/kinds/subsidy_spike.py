@@ -8,10 +8,20 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from tbforensics import govacts, issuance
-from tbforensics import subsidy_books as books
-from tbforensics import subsidy_tables as tables
-from tbforensics.contributions import contributions
+from tbforensics.analysis.contributions import contributions
+from tbforensics.analysis.spans import Span, incident_spans
+from tbforensics.chain import govacts, issuance
+from tbforensics.chain import subsidy_books as books
+from tbforensics.chain import subsidy_tables as tables
+from tbforensics.chain.nodes import between, by_node
+from tbforensics.chain.subsidies import (
+    Ledger,
+    Receipts,
+    due_by_provider,
+    events,
+    open_ledger,
+    receipts,
+)
 from tbforensics.model import (
     Doubt,
     Finding,
@@ -22,16 +32,6 @@ from tbforensics.model import (
     Shape,
     Spell,
     Window,
-)
-from tbforensics.nodes import between, by_node
-from tbforensics.spans import Span, incident_spans
-from tbforensics.subsidies import (
-    Ledger,
-    Receipts,
-    due_by_provider,
-    events,
-    open_ledger,
-    receipts,
 )
 from tbforensics.theblock import metric_spellings
 

@@ -25,15 +25,16 @@ from urllib.parse import quote
 
 import pyarrow as pa
 
-from tbforensics import givenfiles, logstream, theblock, zipped
-from tbforensics.envelopes import Form, Keys, Shut, form_of, identities_in, unseal
+from tbforensics import theblock
 from tbforensics.errors import ParametersError
 from tbforensics.evidence import QUARANTINED_BYTES, SCHEMAS, rows
-from tbforensics.givensecrets import NoSecret, secret
-from tbforensics.logrows import LineError, parse
-from tbforensics.logtables import MOST_QUARANTINED
 from tbforensics.model import Capture, Incident, Json, Query, Shape, Window
-from tbforensics.peersamples import Sample, posts_of, samples_of, text_of
+from tbforensics.reading import givenfiles, logstream, zipped
+from tbforensics.reading.envelopes import Form, Keys, Shut, form_of, identities_in, unseal
+from tbforensics.reading.givensecrets import NoSecret, secret
+from tbforensics.reading.logrows import LineError, parse
+from tbforensics.reading.logtables import MOST_QUARANTINED
+from tbforensics.reading.peersamples import Sample, posts_of, samples_of, text_of
 from tbforensics.wire import Client, Manners
 
 SAID, SAMPLES, POSTS = "aggregator", "peer_samples", "peer_posts"

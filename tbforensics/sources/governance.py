@@ -22,9 +22,10 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from tbforensics import givenfiles, theblock
+from tbforensics import theblock
 from tbforensics.evidence import QUARANTINED_BYTES, rows
 from tbforensics.model import Capture, Incident, Json, Query
+from tbforensics.reading import givenfiles
 from tbforensics.wire import Client, Manners
 
 EVENTS, CHANGES, PARAMETERS = "events.log", "param_changes.json", "inflation_*.json"

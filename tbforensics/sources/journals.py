@@ -18,10 +18,10 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from tbforensics import givenfiles
 from tbforensics.evidence import rows
-from tbforensics.journalrows import Journal
 from tbforensics.model import Capture, Incident, Json, Query, Shape
+from tbforensics.reading import givenfiles
+from tbforensics.reading.journalrows import Journal
 from tbforensics.wire import Client, Manners
 
 FILES = "journal_files"

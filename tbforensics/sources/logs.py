@@ -22,11 +22,11 @@ from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 
-from tbforensics import givenfiles, logstream, logtail
 from tbforensics.errors import ParametersError
-from tbforensics.logrows import Clock, LineError, time_ms
-from tbforensics.logtables import Reading
 from tbforensics.model import Capture, Incident, Json, Query, Shape, Window
+from tbforensics.reading import givenfiles, logstream, logtail
+from tbforensics.reading.logrows import Clock, LineError, time_ms
+from tbforensics.reading.logtables import Reading
 from tbforensics.wire import Client, Manners, without_secrets
 
 QUERY = "log_lines"  # one sweep answers whatever a kind may ask of the logs

@@ -18,15 +18,15 @@ from typing import IO, BinaryIO
 
 import pyarrow as pa
 
-from tbforensics import givenfiles, logstores
 from tbforensics.evidence import QUARANTINED_BYTES, rows
-from tbforensics.givenfiles import Found
-from tbforensics.givensecrets import NoSecret, secret
-from tbforensics.logcipher import Shut, key_of, opened
-from tbforensics.logstores import About, Stored, Unreadable
-from tbforensics.logstream import Element
-from tbforensics.logtables import MOST_QUARANTINED, Reading
 from tbforensics.model import Capture, Incident, Json, Query, Window
+from tbforensics.reading import givenfiles, logstores
+from tbforensics.reading.givenfiles import Found
+from tbforensics.reading.givensecrets import NoSecret, secret
+from tbforensics.reading.logcipher import Shut, key_of, opened
+from tbforensics.reading.logstores import About, Stored, Unreadable
+from tbforensics.reading.logstream import Element
+from tbforensics.reading.logtables import MOST_QUARANTINED, Reading
 from tbforensics.wire import Client, Manners
 
 QUERY = "log_lines"  # the name under which kinds look at log lines, wherever they come from

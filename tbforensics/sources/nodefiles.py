@@ -18,12 +18,13 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from tbforensics import givenfiles, logstream, theblock
+from tbforensics import theblock
 from tbforensics.evidence import QUARANTINED_BYTES, SCHEMAS, rows
-from tbforensics.logrows import LineError, parse, time_ms
-from tbforensics.logtables import MOST_QUARANTINED
 from tbforensics.model import Capture, Incident, Json, Query, Shape
-from tbforensics.peersamples import too_deep
+from tbforensics.reading import givenfiles, logstream
+from tbforensics.reading.logrows import LineError, parse, time_ms
+from tbforensics.reading.logtables import MOST_QUARANTINED
+from tbforensics.reading.peersamples import too_deep
 from tbforensics.wire import Client, Manners
 
 ROTATIONS, STATE = "key_rotations", "estimator_state"

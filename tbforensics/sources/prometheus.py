@@ -20,9 +20,11 @@ import pyarrow as pa
 import requests
 from prometheus_pandas.query import Prometheus as PandasClient
 
-from tbforensics import alertrules, givenfiles, promjson, promql, promrows
+from tbforensics.alerts import rules as alertrules
 from tbforensics.errors import ParametersError
 from tbforensics.model import Capture, Incident, Json, Query, Window
+from tbforensics.promql import text as promql
+from tbforensics.reading import givenfiles, promjson, promrows
 from tbforensics.wire import Client, Manners
 
 ROLE = "samples"

@@ -24,12 +24,12 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from tbforensics import tsdbcopies
 from tbforensics.credentials import Credentials
 from tbforensics.evidence import rows
 from tbforensics.model import Capture, Incident, Json, Query
+from tbforensics.reading import tsdbcopies
+from tbforensics.reading.tsdbcopies import NoCopy
 from tbforensics.sources import prometheus
-from tbforensics.tsdbcopies import NoCopy
 from tbforensics.wire import Client, Manners
 
 ORIGIN = "origin"

@@ -1,0 +1,1 @@
+"""PromQL over sealed samples: what a rule saw, evaluated offline as Prometheus would."""
