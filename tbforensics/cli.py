@@ -120,9 +120,11 @@ def verify(case: Path, recompute: bool, keys: tuple[Path, ...], record: bool) ->
 def rebuild(case: Path) -> None:
     """Make evidence/ and evidence.duckdb anew from raw/."""
     from tbforensics import collect as work
+    from tbforensics import manifest
     from tbforensics.parameters import read_parameters
 
     work.rebuild(case, read_parameters(case / "parameters.yaml"))
+    manifest.note_act(case, "rebuilt")
     click.echo(f"{case}/evidence is rebuilt; check it with: tbforensics verify {case}")
 
 
