@@ -1,0 +1,59 @@
+"""A quick part of `make torture`: each row is what a fault or an attack must come to."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+from conftest import ROOT
+
+sys.path.append(str(ROOT))
+
+from torture import __main__ as torture
+from torture import fuzz
+from torture.bench import Bench
+from torture.table import NOT, OK, Counts, NotTried, Row, lines, tried
+
+ROWS = [row for rows in torture.TABLES.values() for row in rows()]
+QUICK = [row for row in ROWS if row.quick]
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[Bench]:
+    with Bench() as made:
+        yield made
+
+
+@pytest.mark.parametrize("row", QUICK, ids=lambda row: row.name)
+def test_a_row_gets_what_it_expects(row: Row, bench: Bench) -> None:
+    outcome = tried(row, bench)
+    assert outcome.state == OK, lines(outcome)
+    assert not outcome.counts.lost
+
+
+@pytest.mark.parametrize("name", ["promjson", "loglines", "custody"])
+def test_a_parser_survives_bytes_that_nobody_thought_of(name: str) -> None:
+    result = fuzz.run(name, 150, 1)
+    assert result.executions >= 40 and not result.failures
+
+
+def test_rows_have_names_of_their_own() -> None:
+    names = [row.name for row in ROWS]
+    assert sorted(set(names)) == sorted(names)
+    assert all(row.expected and row.how for row in ROWS)
+
+
+def test_a_row_that_gets_something_else_is_not_ok(bench: Bench) -> None:
+    def wrong(_: Bench, counts: Counts) -> str:
+        raise AssertionError("got this")
+
+    def broken(_: Bench, counts: Counts) -> str:
+        raise KeyError("a bug of the row's own")
+
+    def missing(_: Bench, counts: Counts) -> str:
+        raise NotTried("no such tool here")
+
+    outcomes = [tried(Row("n", "h", "e", act), bench) for act in (wrong, broken, missing)]
+    assert [outcome.state for outcome in outcomes] == [NOT, NOT, "n/a"]
+    assert "got this" in lines(outcomes[0]) and "a bug of the row's own" in outcomes[1].got
