@@ -280,8 +280,9 @@ def _text_of(body: bytes) -> str | None:
 
 def _unzstd(body: bytes) -> bytes:
     """Every frame of a body. Errors: ZstdError where one ends early."""
-    parts, left = [], body
-    while left and sum(map(len, parts)) <= _LONGEST_EXPANDED_BYTES:
+    parts: list[bytes] = []
+    left = body
+    while left and sum(len(part) for part in parts) <= _LONGEST_EXPANDED_BYTES:
         frame = zstandard.ZstdDecompressor().decompressobj()
         parts.append(frame.decompress(left))
         if not frame.eof:

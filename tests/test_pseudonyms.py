@@ -65,7 +65,16 @@ def test_two_spellings_of_an_address_become_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["127.0.0.1", "::1", "0.0.0.0", "10:00:00", "2026-01-01T10:00:00Z", "the_block::net::quic", "1.2.3"]
+    "text",
+    [
+        "127.0.0.1",
+        "::1",
+        "0.0.0.0",
+        "10:00:00",
+        "2026-01-01T10:00:00Z",
+        "the_block::net::quic",
+        "1.2.3",
+    ],
 )
 def test_what_is_no_address_of_anybody_stays(text: str) -> None:
     assert cleaned(text) == text
