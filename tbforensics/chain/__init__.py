@@ -1,1 +1,1 @@
-"""What The-Block's ledgers, lanes, epochs and subsidies mean. Frames in, plain objects out; pure."""
+"""What The-Block's ledgers, lanes, epochs and subsidies mean. Frames in, plain objects out."""
