@@ -135,12 +135,9 @@ class Case:
 
     def record_findings(self) -> str:
         """Write `findings.json` where it is missing or differs; its SHA-256."""
-        content = self.findings_json()
-        path = self.folder / "findings.json"
-        if not path.exists() or path.read_bytes() != content:
-            sha256 = manifest.write_atomically(path, content)
-            manifest.note_act(self.folder, "assessed", files={"findings.json": sha256})
-        return manifest.sha256_of(path)
+        name = "findings.json"
+        manifest.keep_on_record(self.folder, name, self.findings_json(), "assessed")
+        return manifest.sha256_of(self.folder / name)
 
     # --- where it came from ---------------------------------------------------------------
 
@@ -249,10 +246,7 @@ def amend(sealed: Case, incident: Incident) -> None:
             next_step="give the new question another incident_id; sealed evidence stays as it is",
         )
     content = parameters.to_yaml(incident)
-    path = sealed.folder / "parameters.yaml"
-    if path.read_bytes() != content:
-        sha256 = manifest.write_atomically(path, content)
-        manifest.note_act(sealed.folder, "amended", files={"parameters.yaml": sha256})
+    manifest.keep_on_record(sealed.folder, "parameters.yaml", content, "amended")
 
 
 def prove(folder: Path, *, recompute: bool = False) -> Iterator[manifest.Check]:

@@ -12,14 +12,13 @@ from __future__ import annotations
 import ast
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tbforensics.errors import ReportError
+from tbforensics.manifest import write_atomically
 from tbforensics.model import Json
 from tbforensics.report_page.cells import html_in, parts_of
 from tbforensics.report_page.page import Header, page_of
@@ -264,11 +263,7 @@ def read_notebook(path: Path) -> NotebookNode:
 def _replace(path: Path, text: str) -> None:
     """A file appears whole or not at all."""
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as partial:
-            partial.write(text)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
+        write_atomically(path, text.encode("utf-8"))
     except OSError as refused:
         raise ReportError(
             f"{path.name} cannot be written: {refused.strerror}",
