@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
+import pandas as pd
 import pytest
 from conftest import ROOT
 
 sys.path.append(str(ROOT))
 
+from tbforensics.kinds import quic_failure
 from torture import __main__ as torture
 from torture import fuzz
 from torture.bench import Bench
@@ -36,6 +38,15 @@ def test_a_row_gets_what_it_expects(row: Row, bench: Bench) -> None:
 def test_a_parser_survives_bytes_that_nobody_thought_of(name: str) -> None:
     result = fuzz.run(name, 150, 1)
     assert result.executions >= 40 and not result.failures
+
+
+def test_a_peer_that_is_named_like_a_time_is_still_a_peer() -> None:
+    times = pd.date_range("2026-11-20T10:00Z", periods=2, freq="30s")
+    names = ["2026-11-20T10:00:30Z", "2026-11-20T10:00:00Z"]
+    columns = pd.MultiIndex.from_arrays([names], names=["peer"])
+    counted = pd.DataFrame([[1.0, 3.0], [2.0, 4.0]], times, columns)
+    by_peer = quic_failure._by_peer(counted, "peer")
+    assert by_peer[names].to_numpy().tolist() == [[1.0, 3.0], [2.0, 4.0]]
 
 
 def test_rows_have_names_of_their_own() -> None:

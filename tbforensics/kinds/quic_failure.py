@@ -471,7 +471,8 @@ def _entries(value: Json) -> list[dict[str, Json]]:
 def _by_peer(table: pd.DataFrame, label: str) -> pd.DataFrame:
     """Columns by peer, as hex where the label is a peer id in either spelling."""
     by = summed(table, label)
-    spelled = [peer_hex(str(name)) or str(name) for name in by.columns]
+    # As an index: pandas would look for the names of a list among the times, and find dates there.
+    spelled = pd.Index([peer_hex(str(name)) or str(name) for name in by.columns])
     return by.T.groupby(spelled).sum(min_count=1).T
 
 
