@@ -61,11 +61,14 @@ def collect(incident: Incident, home: Path, report: Report = lambda capture: Non
             captures = manifest.ordered(
                 _ask_all(incident, home, queries, archive, credentials, report)
             )
-            archive.drop_unnamed(captures)
+            # What an interrupted attempt asked, and what became of it, is part of the story.
+            now = [capture.to_json() for capture in captures]
+            earlier = [known for known in archive.recorded() if known.to_json() not in now]
+            archive.drop_unnamed([*captures, *earlier])
             build(partial, incident, captures)
             evidence.write_views(partial)
             (partial / "parameters.yaml").write_bytes(to_yaml(incident))
-            manifest.seal(partial, incident, queries, captures)
+            manifest.seal(partial, incident, queries, captures, earlier)
             files = {
                 name: manifest.sha256_of(partial / name)
                 for name in ("manifest.json", "parameters.yaml")

@@ -87,7 +87,10 @@ def _is_alive(process: int) -> bool:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a sealed case holds. `sha256` is that of `manifest.json` itself."""
+    """What a sealed case holds. `sha256` is that of `manifest.json` itself.
+
+    earlier: captures of interrupted attempts, in whose place a later one of `captures` stands.
+    """
 
     asked_sha256: str
     sealed_at: str
@@ -95,6 +98,7 @@ class Manifest:
     queries: tuple[Mapping[str, Json], ...]
     captures: tuple[Capture, ...]
     parts: tuple[Mapping[str, Json], ...]
+    earlier: tuple[Capture, ...] = ()
     sha256: str = ""
 
     def captures_of(self, query: str) -> list[Capture]:
@@ -134,9 +138,16 @@ def part_paths(folder: Path) -> list[str]:
 
 
 def seal(
-    folder: Path, incident: Incident, queries: Sequence[Query], captures: Iterable[Capture]
+    folder: Path,
+    incident: Incident,
+    queries: Sequence[Query],
+    captures: Iterable[Capture],
+    earlier: Iterable[Capture] = (),
 ) -> Manifest:
-    """Write `manifest.json`, the last file of a collection."""
+    """Write `manifest.json`, the last file of a collection.
+
+    earlier: captures of attempts that were interrupted, where a later one stands in their place.
+    """
     content = {
         "format": FORMAT,
         "asked_sha256": incident.digest,
@@ -162,6 +173,7 @@ def seal(
             for q in queries
         ],
         "captures": [capture.to_json() for capture in ordered(captures)],
+        "earlier": [capture.to_json() for capture in earlier],
         "evidence": parts_of(folder),
     }
     write_atomically(folder / "manifest.json", canonical(content))
@@ -185,6 +197,7 @@ def read_manifest(folder: Path) -> Manifest:
             tool=dict(value["tool"]),
             queries=tuple(value["queries"]),
             captures=tuple(_capture(capture) for capture in value["captures"]),
+            earlier=tuple(_capture(capture) for capture in value.get("earlier", ())),
             parts=tuple({name: part[name] for name in _PART} for part in value["evidence"]),
             sha256=hashlib.sha256(raw).hexdigest(),
         )
@@ -355,7 +368,8 @@ def _same(name: str, path: Path, expected: str | None) -> Check:
 def raw_replies(folder: Path, manifest: Manifest) -> Check:
     """Whether every body that a capture names is here and is what came."""
     archive = Archive(folder)
-    named = {capture.sha256: capture for capture in manifest.captures if capture.sha256}
+    kept = (*manifest.captures, *manifest.earlier)
+    named = {capture.sha256: capture for capture in kept if capture.sha256}
     for sha256, capture in sorted(named.items()):
         what = f"raw/{sha256}.zst ({capture.source}, {capture.query})"
         if not archive.path_of(sha256).exists():

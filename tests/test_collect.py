@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from prometheus_server import serve
 
 from tbforensics import collect as work
 from tbforensics import manifest, parameters, plugins
+from tbforensics.archive import Archive
 from tbforensics.case import case_of, open_case, prove
 from tbforensics.collect import collect, rebuild
 from tbforensics.errors import EvidenceError, ParametersError
@@ -363,6 +365,39 @@ def test_what_was_captured_is_not_asked_again_whenever_the_run_dies(
     assert len(here.node.asked) == asked + 3
     assert not (folder / "captures.jsonl").exists() and not (folder / ".lock").exists()
     holds(folder, recompute=True)
+
+
+def test_the_manifest_shows_what_an_interrupted_attempt_got(tmp_path: Path) -> None:
+    incident = parameters.incident_from(
+        {
+            "incident_id": "INC-again",
+            "kind": "quic_failure",
+            "start": "2026-11-20T10:00:00Z",
+            "end": "2026-11-20T10:10:00Z",
+            "sources": {"logs": {"type": "logs", "path": "nowhere"}},
+        }
+    )
+    partial = tmp_path / "incidents" / ".INC-again.collecting"
+    partial.mkdir(parents=True)
+    archive = Archive(partial)
+    sha256, length = archive.keep([b"try later"])
+    refused = Capture(
+        source="logs",
+        query="log_lines",
+        role="search",
+        request={"method": "GET", "url": "http://127.0.0.1:1/logs/search"},
+        asked_at=datetime(2026, 11, 20, 10, 11, tzinfo=UTC),
+        status=503,
+        sha256=sha256,
+        bytes=length,
+        error="HTTP 503",
+    )
+    archive.record(refused)
+    folder = work.collect(incident, tmp_path)
+    sealed = manifest.read_manifest(folder)
+    assert sealed.earlier == (refused,) and refused not in sealed.captures
+    assert Archive(folder).read(refused) == b"try later"
+    assert all(check.holds for check in manifest.checks(folder))
 
 
 def test_a_second_run_at_once_is_refused_and_does_no_harm(here: World, tmp_path: Path) -> None:
