@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import requests
@@ -53,8 +53,8 @@ class _Tls(_Strict):
     key_file: str | None = None
     server_name: str | None = None
     insecure_skip_verify: bool = False
-    min_version: str | None = None
-    max_version: str | None = None
+    min_version: Literal["TLS10", "TLS11", "TLS12", "TLS13"] | None = None
+    max_version: Literal["TLS10", "TLS11", "TLS12", "TLS13"] | None = None
 
 
 class _OAuth2(_Strict):
@@ -93,6 +93,10 @@ class _File(_Strict):
             raise ValueError(f"at most one of basic_auth, authorization, oauth2; found {given}")
         if self.tls_config.server_name:
             raise ValueError("tls_config.server_name is not supported; use a name that resolves")
+        try:
+            urlsplit(self.proxy_url or "")
+        except ValueError:
+            raise ValueError("proxy_url is no address") from None
         for name in ("no_proxy", "proxy_connect_header"):
             if getattr(self, name):
                 raise ValueError(
@@ -217,7 +221,7 @@ def _from_file(source: str, path: Path) -> Credentials:
             f"{where} cannot be read: {error.strerror}",
             next_step="correct sources.<name>.http_config, or its permissions",
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
         # The parser's own message quotes the line, which may be a secret.
         raise ParametersError(f"{where} is not YAML", next_step="correct the file") from None
     except ValidationError as error:
@@ -228,6 +232,11 @@ def _from_file(source: str, path: Path) -> Credentials:
         ) from None
     try:
         return _credentials(config, path.parent)
+    except ssl.SSLError:
+        raise ParametersError(
+            f"{where} holds a certificate or key that cannot be used",
+            next_step="give certificates as PEM, each whole",
+        ) from None
     except OSError as error:
         raise ParametersError(
             f"{where} names a file that cannot be read: {error.filename}",

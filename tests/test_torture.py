@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -11,9 +12,12 @@ from conftest import ROOT
 
 sys.path.append(str(ROOT))
 
+from tbforensics.credentials import read_credentials
+from tbforensics.errors import ParametersError
 from tbforensics.kinds import quic_failure
+from tbforensics.parameters import read_parameters
 from torture import __main__ as torture
-from torture import fuzz
+from torture import attacks, fuzz
 from torture.bench import Bench
 from torture.table import NOT, OK, Counts, NotTried, Row, lines, tried
 
@@ -47,6 +51,26 @@ def test_a_peer_that_is_named_like_a_time_is_still_a_peer() -> None:
     counted = pd.DataFrame([[1.0, 3.0], [2.0, 4.0]], times, columns)
     by_peer = quic_failure._by_peer(counted, "peer")
     assert by_peer[names].to_numpy().tolist() == [[1.0, 3.0], [2.0, 4.0]]
+
+
+@pytest.mark.parametrize("text", ["? [a, b]\n: c\n", "? {a: b}\n: c\n"])
+def test_a_key_that_is_no_word_is_refused_in_words(text: str, tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(text)
+    with pytest.raises(ParametersError, match="a key is a list or a map"):
+        read_parameters(tmp_path / "p.yaml")
+
+
+@pytest.mark.parametrize("name", sorted(attacks.BAD_CONFIGS))
+def test_an_http_config_that_is_wrong_is_refused_without_quoting_it(
+    name: str, tmp_path: Path
+) -> None:
+    (tmp_path / "h.yaml").write_text(attacks.BAD_CONFIGS[name].replace("CANARY", "canary-7f3a"))
+    try:
+        read_credentials("s", tmp_path / "h.yaml", {})
+    except ParametersError as refused:
+        assert "canary-7f3a" not in str(refused) and refused.next_step
+    else:
+        assert name == "a token address that is none"  # told when the token is asked for
 
 
 def test_rows_have_names_of_their_own() -> None:
