@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import sys
 
-from torture import bench as _bench  # the tests' servers are found from here on
-from torture import faults
+from torture import attacks, faults
+from torture.bench import Bench
 from torture.table import NOT, OK, UNTRIED, Counts, lines, outcomes
 
-TABLES = {"FAULTS": faults.rows}
+TABLES = {"FAULTS": faults.rows, "ATTACKS": attacks.rows}
 
 
 def main(words: list[str]) -> int:
     total, states = Counts(), list[str]()
-    with _bench.Bench() as bench:
+    with Bench() as bench:
         for title, rows in TABLES.items():
             print(f"\n{title}\n", flush=True)
             wanted = [row for row in rows() if not words or any(w in row.name for w in words)]
