@@ -122,16 +122,24 @@ def parameters_text(
     )
 
 
-_EXAMPLE_URLS = {
-    "prometheus": "http://127.0.0.1:9090",
-    "jsonrpc": "http://127.0.0.1:3030",
-    "logs": "http://127.0.0.1:3030",
+# Where each type of source usually is, seen from its own machine.
+_EXAMPLES = {
+    "prometheus": {"url": "http://127.0.0.1:9090"},
+    "jsonrpc": {"url": "http://127.0.0.1:3030"},
+    "logs": {"url": "http://127.0.0.1:3030"},
+    "explorer": {"url": "http://127.0.0.1:3001"},
+    "aggregator": {"url": "http://127.0.0.1:9000"},
+    "governance": {"path": "governance/history"},
+    "journals": {"path": "var/log/njord"},
 }
 
 
 def _source_text(name: str, alert: Alert) -> str:
-    url = (alert.prometheus_url if name == "prometheus" else "") or _EXAMPLE_URLS.get(name, "")
-    return _yaml({name: {"type": name, "url": url}}, indent=2) + "    # http_config: secrets.yaml\n"
+    where = dict(_EXAMPLES.get(name, {"path": "evidence"}))
+    if name == "prometheus" and alert.prometheus_url:
+        where = {"url": alert.prometheus_url}
+    secrets = "    # http_config: secrets.yaml\n" if "url" in where else ""
+    return _yaml({name: {"type": name, **where}}, indent=2) + secrets
 
 
 def _yaml(value: Mapping[str, Any], indent: int = 0) -> str:
