@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pandas as pd
@@ -12,10 +14,13 @@ from conftest import ROOT
 
 sys.path.append(str(ROOT))
 
+from tbforensics import plugins
 from tbforensics.credentials import read_credentials
 from tbforensics.errors import ParametersError
 from tbforensics.kinds import quic_failure
+from tbforensics.model import Capture, Window
 from tbforensics.parameters import read_parameters
+from tbforensics.reading.promrows import MOST_LABEL_NAMES
 from torture import __main__ as torture
 from torture import attacks, fuzz
 from torture.bench import Bench
@@ -51,6 +56,18 @@ def test_a_peer_that_is_named_like_a_time_is_still_a_peer() -> None:
     counted = pd.DataFrame([[1.0, 3.0], [2.0, 4.0]], times, columns)
     by_peer = quic_failure._by_peer(counted, "peer")
     assert by_peer[names].to_numpy().tolist() == [[1.0, 3.0], [2.0, 4.0]]
+
+
+def test_label_names_without_end_are_set_aside_and_counted() -> None:
+    """5,000 series with a name each would make a table of 25 million cells."""
+    body = attacks.LABELS["5,000 series, each with a label name of its own"].encode()
+    moment = datetime(2026, 11, 20, 10, tzinfo=UTC)
+    window = Window(moment, moment + timedelta(hours=1))
+    asked = Capture("p", "q", "samples", {}, moment, window, 200, "0" * 64, len(body))
+    tables = dict(plugins.load_source("prometheus").parse(asked, io.BytesIO(body)))
+    assert tables["series"].num_rows == MOST_LABEL_NAMES - 1  # `__name__` is one
+    (aside,) = tables["quarantine"].to_pylist()
+    assert aside["reason"] == "4001 series have more than 1000 label names"
 
 
 @pytest.mark.parametrize("text", ["? [a, b]\n: c\n", "? {a: b}\n: c\n"])

@@ -79,6 +79,9 @@ NUMBERS = {
 }
 LABELS = {
     "20,000 labels": _matrix(_series([[_MOMENT, "1"]], **{f"l{n}": "v" for n in range(20_000)})),
+    "5,000 series, each with a label name of its own": _matrix(
+        *(_series([[_MOMENT, "1"]], **{f"l{n}": "v"}) for n in range(5_000))
+    ),
     "a label of 5 MB": _matrix(_series([[_MOMENT, "1"]], peer="x" * 5_000_000)),
     "markup": _matrix(_series([[_MOMENT, "1"], [_MOMENT + 600, "99"]], peer=MARKUP, reason=MARKUP)),
     "SQL": _matrix(_series([[_MOMENT, "1"], [_MOMENT + 600, "9"]], peer=SQL, reason=SQL)),

@@ -14,6 +14,8 @@ from tbforensics.promql import text as promql
 from tbforensics.reading import promjson
 from tbforensics.reading.promjson import Broken, Item
 
+MOST_LABEL_NAMES = 1_000  # in one reply; each becomes a level of a frame's columns
+
 
 def tables(
     capture: Capture, reply: promjson.Reply, *, samples: str
@@ -35,8 +37,9 @@ def tables(
 
 
 def _samples(capture: Capture, reply: promjson.Reply) -> Iterator[tuple[str, pa.Table]]:
+    known, over = _with_few_names(reply.items)
     identified = sorted(
-        ((series_id(capture.source, capture.query, item.labels), item) for item in reply.items),
+        ((series_id(capture.source, capture.query, item.labels), item) for item in known),
         key=lambda pair: pair[0],
     )
     items = [item for _, item in identified]
@@ -67,8 +70,23 @@ def _samples(capture: Capture, reply: promjson.Reply) -> Iterator[tuple[str, pa.
     yield "samples", table
     if histograms:
         yield "histograms", rows("histograms", histograms)
-    if reply.broken or broken:
-        yield _quarantine(capture, [*reply.broken, *broken])
+    if reply.broken or broken or over:
+        yield _quarantine(capture, [*reply.broken, *broken, *over])
+
+
+def _with_few_names(items: Sequence[Item]) -> tuple[list[Item], list[Broken]]:
+    """The series whose label names, all together, are as few as real ones; the rest set aside."""
+    names: set[str] = set()
+    known: list[Item] = []
+    for item in items:
+        fresh = item.labels.keys() - names
+        if len(names) + len(fresh) <= MOST_LABEL_NAMES:
+            names |= fresh
+            known.append(item)
+    if len(known) == len(items):
+        return known, []
+    reason = f"{len(items) - len(known)} series have more than {MOST_LABEL_NAMES} label names"
+    return known, [Broken(-1, reason, b"")]
 
 
 def _inside(window: Window | None, times: promjson.Ints) -> npt.NDArray[np.bool_]:
