@@ -152,6 +152,19 @@ def test_a_server_that_hangs_is_left_alone(tmp_path):
     assert all(c.error.endswith("no answer within the time allowed") for c in captures[3:])
 
 
+def test_one_query_that_hangs_does_not_cost_the_others(tmp_path):
+    def answer(to: Handler, before: int) -> None:
+        server.over.wait(5) if "m_total" in query_of(to) else to.reply(EMPTY)
+
+    with fake(answer) as server:
+        client = Client(
+            SourceConfig("main", "prometheus", server.url), Archive(tmp_path), manners=HASTY
+        )
+        captures = list(SOURCE.fetch(QUERIES, INCIDENT, Options(), client))
+    assert all(capture.usable == (capture.query != "m") for capture in captures)
+    assert one(captures)[-1].error.startswith("not asked: the server gave no answer to 3 parts")
+
+
 @pytest.mark.parametrize(
     ("status", "body"),
     [

@@ -110,9 +110,12 @@ class Home:
     def manifest(self) -> dict[str, Any]:
         return json.loads((self.case / "manifest.json").read_bytes())  # type: ignore[no-any-return]
 
-    def errors(self, source: str = "prometheus") -> list[str]:
+    def failed(self, source: str = "prometheus") -> list[dict[str, Any]]:
         captures = self.manifest()["captures"]
-        return [c["error"] for c in captures if c["source"] == source and c["error"]]
+        return [c for c in captures if c["source"] == source and c["error"]]
+
+    def errors(self, source: str = "prometheus") -> list[str]:
+        return [capture["error"] for capture in self.failed(source)]
 
     def files(self) -> Iterator[Path]:
         yield from (path for path in self.folder.rglob("*") if path.is_file())

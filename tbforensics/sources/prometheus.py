@@ -220,7 +220,8 @@ class _Asking:
         self._step_ms = max(1, round(step_s * 1000))
         self._slice_ms = round(options.slice_hours * 3_600_000)
         self._lookback_s = _LOOKBACK_S
-        self._silences, self._silence = 0, ""
+        self._silences: list[str] = []  # names of the queries that had no answer, in a row
+        self._silence = ""
 
     def status(self, roles: Sequence[str]) -> Iterator[Capture]:
         """What the server is and what it was set to do. A part it does not know is no failure."""
@@ -306,8 +307,7 @@ class _Asking:
         window: Window | None = None,
         notes: tuple[str, ...] = (),
     ) -> Capture:
-        if self._silences >= _SILENCES:
-            why = f"the server gave no answer to the last {_SILENCES} questions: {self._silence}"
+        if why := self._left_alone(name):
             return self._not_asked(name, role, {"path": path, "params": dict(params)}, why)
         settled = timedelta(seconds=self._lookback_s + _LATE_S)
         if window and window.end > self._client.now() - settled:
@@ -324,9 +324,19 @@ class _Asking:
             notes=notes,
             explain=promjson.explain,
         )
-        self._silences = self._silences + 1 if _silent(capture) else 0
+        self._silences = [*self._silences, name] if _silent(capture) else []
         self._silence = capture.error
         return capture
+
+    def _left_alone(self, name: str) -> str:
+        """Why this is not asked. One query that is too much for a server does not cost the rest."""
+        if len(self._silences) < _SILENCES:
+            return ""
+        if len(set(self._silences)) > 1:
+            return f"the server gave no answer to the last {_SILENCES} questions: {self._silence}"
+        if name in self._silences:
+            return f"the server gave no answer to {_SILENCES} parts of this query: {self._silence}"
+        return ""
 
     def _not_asked(self, name: str, role: str, request: Mapping[str, Json], why: str) -> Capture:
         error = f"not asked: {why}"
