@@ -159,7 +159,8 @@ class Archive:
 
     def close_journal(self) -> None:
         """The manifest says it all from here on."""
-        self._journal.unlink(missing_ok=True)
+        if self._journal.exists():  # else it would be asked of a disk that may not be written
+            self._journal.unlink(missing_ok=True)
         self.drop_leftovers()
 
     def drop_leftovers(self) -> None:

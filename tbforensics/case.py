@@ -224,6 +224,7 @@ def case_of(
         collect.collect(incident, home, report)
     opened = open_case(folder)
     if incident.sources:
+        collect.tidy(folder)
         amend(opened, incident)
         opened = open_case(folder)
     opened.record_findings()

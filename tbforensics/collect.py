@@ -76,14 +76,20 @@ def collect(incident: Incident, home: Path, report: Report = lambda capture: Non
             manifest.note_act(partial, "sealed", files=files, captures=len(captures))
             partial.rename(folder)
             # Not before: until here, a run that dies leaves all that the next one needs.
-            Archive(folder).close_journal()
-            (folder / ".lock").unlink()
+            tidy(folder)
     except OSError as error:
         raise EvidenceError(
             f"incidents/{incident.id} cannot be written: {error.strerror or error}",
             next_step="make room, or allow writing there, and run again: what was captured is kept",
         ) from None
     return folder
+
+
+def tidy(folder: Path) -> None:
+    """Take away what only a collection needs; a run may have died right after it had sealed."""
+    Archive(folder).close_journal()
+    if (lock := folder / ".lock").exists():
+        lock.unlink(missing_ok=True)
 
 
 def _refuse_sealed(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -14,7 +15,8 @@ from conftest import ROOT
 
 sys.path.append(str(ROOT))
 
-from tbforensics import plugins
+from tbforensics import manifest, plugins
+from tbforensics.case import case_of
 from tbforensics.credentials import read_credentials
 from tbforensics.errors import ParametersError
 from tbforensics.kinds import quic_failure
@@ -68,6 +70,24 @@ def test_label_names_without_end_are_set_aside_and_counted() -> None:
     assert tables["series"].num_rows == MOST_LABEL_NAMES - 1  # `__name__` is one
     (aside,) = tables["quarantine"].to_pylist()
     assert aside["reason"] == "4001 series have more than 1000 label names"
+
+
+def test_what_a_death_after_the_seal_leaves_is_mended_by_the_next_run(sealed: Path) -> None:
+    """It died before the act about the findings was noted, or before it had tidied up."""
+    log = sealed / "custody.jsonl"
+    first = log.read_bytes().splitlines(keepends=True)[0]
+    log.write_bytes(first)
+    for made in ("report.html", "report.ipynb"):
+        (sealed / made).unlink(missing_ok=True)
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left = [sealed / name for name in (".lock", "captures.jsonl", f".findings.json.{dead.pid}")]
+    for path in left:
+        path.write_text("{}")
+    opened = case_of(read_parameters(sealed / "parameters.yaml"), sealed.parent.parent)
+    opened.evidence.close()
+    assert [check for check in manifest.checks(sealed) if not check.holds] == []
+    assert not [path for path in left if path.exists()]
 
 
 @pytest.mark.parametrize("text", ["? [a, b]\n: c\n", "? {a: b}\n: c\n"])
