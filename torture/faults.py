@@ -704,7 +704,7 @@ MOVING = (
     Row("clock ten years ahead", "faketime +10y", "sealed and holds", clock_jumps("+3650d")),
     Row("clock runs wild", "faketime: an hour for each second", "sealed and holds",
         clock_jumps("+0 x3600")),
-    Row("clock inside the window", "faketime 2026-11-20 10:30", "sealed, holds, captures are provisional",
+    Row("clock inside the window", "faketime 2026-11-20 10:30", "sealed, holds, provisional",
         clock_jumps("@2026-11-20 10:30:00", noted="provisional")),
     Row("case of a later format", "format 2, custody log in order", "exit 1, says which, no harm",
         other_format(2), quick=True),
