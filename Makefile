@@ -34,7 +34,7 @@ lab: $(READY)  ## JupyterLab on the notebooks and cases
 
 lock: $(READY)  ## renew requirements.lock from pyproject.toml
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra test --extra cluster \
 	    --no-emit-index-url --no-emit-find-links --no-header \
 	    --upgrade pyproject.toml -o requirements.lock
 
