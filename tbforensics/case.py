@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from prometheus_pandas.query import Prometheus
 
-from tbforensics import assess, collect, frames, manifest, parameters, plugins, quality
+from tbforensics import assess, build, collect, frames, manifest, parameters, plugins, quality
 from tbforensics.alerts import watch as alertwatch
 from tbforensics.alerts.watch import Watched
 from tbforensics.archive import Archive
@@ -297,7 +297,7 @@ def _rebuilt(opened: Case) -> manifest.Check:
     with tempfile.TemporaryDirectory() as temporary:
         fresh = Path(temporary)
         (fresh / "raw").symlink_to(opened.archive.raw.resolve())
-        collect.build(fresh, opened.incident, opened.manifest.captures)
+        build.build(fresh, opened.incident, opened.manifest.captures)
         found = {part["path"]: part["sha256"] for part in manifest.parts_of(fresh)}
     sealed = {part["path"]: part["sha256"] for part in opened.manifest.parts}
     for path in sorted(sealed.keys() | found.keys()):

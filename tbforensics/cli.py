@@ -119,7 +119,7 @@ def verify(case: Path, recompute: bool, keys: tuple[Path, ...], record: bool) ->
 @click.argument("case", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def rebuild(case: Path) -> None:
     """Make evidence/ and evidence.duckdb anew from raw/."""
-    from tbforensics import collect as work
+    from tbforensics import build as work
     from tbforensics import manifest
     from tbforensics.parameters import read_parameters
 

@@ -10,21 +10,19 @@ import dataclasses
 import fcntl
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from tbforensics import evidence, manifest, plugins
 from tbforensics.archive import Archive
+from tbforensics.build import build
 from tbforensics.credentials import Credentials, read_credentials
 from tbforensics.errors import EvidenceError
 from tbforensics.model import Capture, Incident, Kind, Query, SourceConfig
 from tbforensics.parameters import to_yaml
-from tbforensics.sources import Source
 from tbforensics.wire import Client
 
 Report = Callable[[Capture], None]
@@ -106,58 +104,6 @@ def catalogue(kind: Kind, sources: Sequence[SourceConfig]) -> tuple[Query, ...]:
     types = sorted({source.type for source in sources} | {q.source for q in kind.queries})
     always = [q for name in types for q in plugins.load_source(name).always if q.name not in named]
     return (*kind.queries, *always)
-
-
-def build(folder: Path, incident: Incident, captures: Iterable[Capture]) -> None:
-    """`raw/` -> `evidence/`: the same captures give the same bytes, on any machine."""
-    archive, writer = Archive(folder), evidence.Writer(folder)
-    sources = {config.name: plugins.load_source(config.type) for config in incident.sources}
-    for capture in manifest.ordered(captures):
-        # A reply that was cut or that is an error in words still says something.
-        if capture.usable or (capture.sha256 and capture.status == 200):
-            for table, rows in _parsed(capture, sources[capture.source], archive):
-                writer.add(capture, table, rows)
-    writer.close()
-
-
-def _parsed(capture: Capture, source: Source, archive: Archive) -> Iterator[tuple[str, pa.Table]]:
-    try:
-        with archive.open(capture) as body:
-            yield from source.parse(capture, body)
-    except EvidenceError:
-        raise  # the archive lost or damaged the reply: no word about the reply itself
-    except Exception as error:  # evidence is hostile: what breaks a parser is set aside, with why
-        record = {
-            "source": capture.source,
-            "query": capture.query,
-            "reason": f"the reply could not be read: {type(error).__name__}: {error}"[:500],
-        }
-        yield "quarantine", evidence.rows("quarantine", [record])
-
-
-def rebuild(folder: Path, incident: Incident) -> None:
-    """Make `evidence/` and `evidence.duckdb` of a sealed case anew from `raw/`.
-
-    The old evidence stays until the new one is whole.
-
-    Errors: EvidenceError when `raw/` is not what was sealed; the old evidence stays then.
-    """
-    sealed = manifest.read_manifest(folder)
-    replies = manifest.raw_replies(folder, sealed)
-    if not replies.holds:
-        raise EvidenceError(
-            f"{folder.name} cannot be rebuilt: {replies.detail}",
-            next_step="restore raw/ from a copy of the case",
-        )
-    fresh = folder / ".rebuilding"
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
-    (fresh / "raw").symlink_to((folder / "raw").resolve())
-    build(fresh, incident, sealed.captures)
-    shutil.rmtree(folder / "evidence", ignore_errors=True)
-    (fresh / "evidence").rename(folder / "evidence")
-    shutil.rmtree(fresh)
-    evidence.write_views(folder)
 
 
 def _ask_all(

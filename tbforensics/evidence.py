@@ -18,16 +18,18 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import duckdb
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tbforensics.errors import EvidenceError
-from tbforensics.model import Capture, Window
+from tbforensics.model import Window
 
 _MS = pa.timestamp("ms", tz="UTC")
 _LABELS = pa.map_(pa.string(), pa.string())
@@ -140,54 +142,78 @@ def rows(table: str, records: Sequence[Mapping[str, Any]]) -> pa.Table:
 # --- writing -------------------------------------------------------------------------------
 
 
-class Writer:
-    """Parts of one case, written in the order in which captures are handed in.
+@dataclass(frozen=True)
+class Shared:
+    """What one part adds to the tables that all parts share: `series` and `quarantine`."""
 
-    samples, histograms, log_lines, snapshots: one part per source and query.
-    series, quarantine: one part each, sorted, because every query adds to them.
+    series: pa.Table
+    quarantine: pa.Table
+
+
+class Part:
+    """Rows of one query of one source, in the order in which they are handed in.
+
+    number: a query with very many replies has several parts, so that they can be made at once.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / "evidence"
-        self._open: dict[tuple[str, str, str], pq.ParquetWriter] = {}
-        self._series: dict[int, pa.Table] = {}
-        self._quarantine: list[pa.Table] = []
+    def __init__(self, folder: Path, source: str, query: str, number: int = 1) -> None:
+        ending = "" if number == 1 else f".{number:04}"
+        self._folder, self._name = folder / "evidence", f"{source}.{query}{ending}.parquet"
+        self._open: dict[str, pq.ParquetWriter] = {}
+        self._shared: dict[str, list[pa.Table]] = {"series": [], "quarantine": []}
 
-    def add(self, capture: Capture, table: str, batch: pa.Table) -> None:
+    def add(self, table: str, batch: pa.Table) -> None:
         if batch.num_rows == 0:
             return
-        if table == "quarantine":
-            self._quarantine.append(batch)
-        elif table == "series":
-            for index, sid in enumerate(batch.column("sid").to_pylist()):
-                self._series.setdefault(sid, batch.slice(index, 1))
-        else:
-            self._writer(capture, table).write_table(batch)
-
-    def _writer(self, capture: Capture, table: str) -> pq.ParquetWriter:
-        key = (table, capture.source, capture.query)
-        for other in [other for other in self._open if other[1:] != key[1:]]:
-            self._open.pop(other).close()  # captures come grouped, so this part is whole
-        if key not in self._open:
-            path = self.folder / table / f"{capture.source}.{capture.query}.parquet"
-            self._open[key] = _parquet(path, table)
-        return self._open[key]
+        if table in self._shared:
+            self._shared[table].append(batch)
+            return
+        if table not in self._open:
+            self._open[table] = _parquet(self._folder / table / self._name, table)
+        self._open[table].write_table(batch)
 
     def close(self) -> None:
-        for writer in self._open.values():
-            writer.close()
-        self._open.clear()
-        series = [self._series[sid] for sid in sorted(self._series)]
-        for table, parts in (("series", series), ("quarantine", self._quarantine)):
-            with _parquet(self.folder / table / "all.parquet", table) as writer:
-                writer.write_table(pa.concat_tables([SCHEMAS[table].empty_table(), *parts]))
+        while self._open:
+            self._open.popitem()[1].close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def shared(self) -> Shared:
+        return Shared(
+            _distinct(_joined("series", self._shared["series"])),
+            _joined("quarantine", self._shared["quarantine"]),
+        )
+
+
+def write_shared(folder: Path, shared: Sequence[Shared]) -> None:
+    """One part each for `series`, by sid, and for `quarantine`, in the order of the parts."""
+    series = _distinct(_joined("series", [part.series for part in shared]))
+    quarantine = _joined("quarantine", [part.quarantine for part in shared])
+    for table, batch in (("series", series), ("quarantine", quarantine)):
+        with _parquet(folder / "evidence" / table / "all.parquet", table) as writer:
+            writer.write_table(batch)
+
+
+def _joined(table: str, batches: Sequence[pa.Table]) -> pa.Table:
+    return pa.concat_tables([SCHEMAS[table].empty_table(), *batches])
+
+
+def _distinct(series: pa.Table) -> pa.Table:
+    """Each series once, as it first came, by sid."""
+    _, first = np.unique(series.column("sid").to_numpy(), return_index=True)
+    return series.take(first)
 
 
 def _parquet(path: Path, table: str) -> pq.ParquetWriter:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
         raise EvidenceError(
-            f"captures of one query came in two groups: {path.name}",
+            f"two parts of the evidence have one name: {path.name}",
             next_step="this is a bug of ours; please report it",
         )
     schema = SCHEMAS[table]

@@ -31,8 +31,8 @@ import yaml
 import zstandard
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from tbforensics import build, collect, evidence, manifest, parameters, publish, signing
 from tbforensics import case as cases
-from tbforensics import collect, evidence, manifest, parameters, publish, signing
 from tbforensics.archive import Archive
 from tbforensics.case import Case
 from tbforensics.errors import EvidenceError, ParametersError
@@ -385,7 +385,7 @@ def _seal(
 ) -> None:
     archive = Archive(copy)
     captures = [_capture(c, names, changed, archive) for c in original.manifest.captures]
-    collect.build(copy, incident, captures)
+    build.build(copy, incident, captures)
     evidence.write_views(copy)
     (copy / "parameters.yaml").write_bytes(parameters.to_yaml(incident))
     queries = collect.catalogue(original.kind, incident.sources)

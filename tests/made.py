@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
-from tbforensics.evidence import Evidence, Writer, rows, series_id, series_row
+from tbforensics.evidence import Evidence, Part, rows, series_id, series_row, write_shared
 from tbforensics.model import Capture, Frames, Query, Window
 
 START = datetime(2026, 3, 10, 10, tzinfo=UTC)
@@ -28,6 +29,24 @@ def window(start_s: float, end_s: float) -> Window:
 def capture(query: str, source: str = "main", **more: Any) -> Capture:
     given = {"role": "samples", "request": {}, "asked_at": at(7200), "sha256": "0" * 64, **more}
     return Capture(source=source, query=query, **given)
+
+
+class Writer:
+    """Parts of one case, by the captures that rows are handed in with."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._parts = folder, dict[tuple[str, str], Part]()
+
+    def add(self, capture: Capture, table: str, batch: pa.Table) -> None:
+        key = (capture.source, capture.query)
+        if key not in self._parts:
+            self._parts[key] = Part(self._folder, *key)
+        self._parts[key].add(table, batch)
+
+    def close(self) -> None:
+        for part in self._parts.values():
+            part.close()
+        write_shared(self._folder, [part.shared for part in self._parts.values()])
 
 
 def evidence_of(

@@ -14,7 +14,7 @@ import numpy as np
 import prometheus_server
 import pytest
 import yaml
-from made import START, at, capture, window
+from made import START, Writer, at, capture, window
 
 from tbforensics import collect, display, parameters
 from tbforensics.alerts import claims as alerts
@@ -26,7 +26,7 @@ from tbforensics.alerts.rules import Rule
 from tbforensics.assess import assess
 from tbforensics.case import open_case
 from tbforensics.errors import ParametersError
-from tbforensics.evidence import Evidence, Writer, rows, series_id, series_row
+from tbforensics.evidence import Evidence, rows, series_id, series_row
 from tbforensics.model import (
     Capture,
     Finding,

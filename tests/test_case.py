@@ -18,8 +18,8 @@ from conftest import ROOT
 
 from tbforensics import case as room
 from tbforensics import manifest, parameters
+from tbforensics.build import rebuild
 from tbforensics.case import Case, case_of, find_home, investigate, open_case, prove
-from tbforensics.collect import rebuild
 from tbforensics.errors import EvidenceError, ForensicsError, ParametersError
 from tbforensics.manifest import canonical, custody, note_act
 from tbforensics.model import Verdict

@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made import at, capture, evidence_of, labels, window
+from made import Writer, at, capture, evidence_of, labels, window
 
 from tbforensics.errors import EvidenceError
-from tbforensics.evidence import SCHEMAS, Evidence, Writer, rows, series_id, write_views
+from tbforensics.evidence import SCHEMAS, Evidence, Part, rows, series_id, write_views
 
 
 def test_every_table_can_be_asked_when_nothing_was_captured(tmp_path: Path) -> None:
@@ -97,13 +97,14 @@ def test_a_case_in_a_folder_with_an_odd_name_opens(tmp_path: Path) -> None:
     assert len(Evidence(folder).sql("SELECT * FROM samples")) == 1
 
 
-def test_captures_of_one_query_in_two_groups_are_a_bug_that_is_told(tmp_path: Path) -> None:
-    writer = Writer(tmp_path)
+def test_two_parts_of_one_name_are_a_bug_that_is_told(tmp_path: Path) -> None:
     batch = rows("samples", [{"sid": 1, "ts": at(0), "value": 1.0}])
-    for query in ("a", "b"):
-        writer.add(capture(query), "samples", batch)
-    with pytest.raises(EvidenceError, match="two groups"):
-        writer.add(capture("a"), "samples", batch)
+    for number in (1, 2):
+        with Part(tmp_path, "main", "a", number) as part:
+            part.add("samples", batch)
+    assert len(Evidence(tmp_path).sql("SELECT * FROM samples")) == 2
+    with pytest.raises(EvidenceError, match="one name"):
+        Part(tmp_path, "main", "a", 2).add("samples", batch)
 
 
 def test_log_lines_without_a_time_come_last_and_are_not_lost(tmp_path: Path) -> None:

@@ -23,12 +23,12 @@ ROOMS = [
     *("chain", "trading", "alerts"),
     # instruments: showing
     *("report_page", "charts", "display"),
-    # plugs
-    *("sources", "kinds"),
+    # plugs, and what they ask with
+    *("asking", "sources", "kinds"),
     # desk
     *("plugins", "parameters", "scaffold"),
     # work
-    *("ordering", "assess", "collect", "case", "signing", "parcel"),
+    *("ordering", "assess", "build", "collect", "case", "signing", "parcel"),
     # front
     *("report", "publish", "redact", "cli"),
 ]
