@@ -22,10 +22,10 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import requests
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from requests.auth import AuthBase, HTTPBasicAuth
 
+from tbforensics import plainyaml
 from tbforensics.errors import ParametersError
 
 
@@ -215,13 +215,13 @@ def read_credentials(
 def _from_file(source: str, path: Path) -> Credentials:
     where = f"the http_config of source {source!r} ({path.name})"
     try:
-        config = _File.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+        config = _File.model_validate(plainyaml.read(path.read_text(encoding="utf-8")) or {})
     except OSError as error:
         raise ParametersError(
             f"{where} cannot be read: {error.strerror}",
             next_step="correct sources.<name>.http_config, or its permissions",
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
+    except (plainyaml.NotPlain, UnicodeDecodeError):
         # The parser's own message quotes the line, which may be a secret.
         raise ParametersError(f"{where} is not YAML", next_step="correct the file") from None
     except ValidationError as error:

@@ -28,7 +28,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from tbforensics import plugins
+from tbforensics import plainyaml, plugins
 from tbforensics.errors import ParametersError
 from tbforensics.manifest import canonical
 from tbforensics.model import Incident, Json, SourceConfig, TimelineEntry, Window, utc_text
@@ -157,29 +157,6 @@ PARAMETER_NAMES = tuple(Words.model_fields)
 # --- reading -------------------------------------------------------------------------------
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain YAML: no aliases (they can multiply without end) and no key twice."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(problem="aliases (*name) are not allowed")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.MarkedYAMLError(
-                    problem="a key is a list or a map, not a word", problem_mark=key.start_mark
-                )
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"{key.value!r} stands twice", problem_mark=key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def read_parameters(path: Path | str) -> Incident:
     """The incident that a parameters file describes.
 
@@ -189,13 +166,13 @@ def read_parameters(path: Path | str) -> Incident:
     try:
         if path.stat().st_size > _LONGEST_FILE_BYTES:
             raise ParametersError(f"{path.name} is too long", next_step="it should be a page or so")
-        value = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 (a SafeLoader)
+        value = plainyaml.read(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ParametersError(
             f"{path} cannot be read: {error.strerror}",
             next_step="write one with: tbforensics new KIND --id ID --start TIME --end TIME",
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (plainyaml.NotPlain, UnicodeDecodeError) as error:
         raise ParametersError(
             f"{path.name} is not YAML that can be used: {error}", next_step="correct it there"
         ) from None

@@ -27,11 +27,10 @@ from typing import Annotated, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pyrage
-import yaml
 import zstandard
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from tbforensics import build, collect, evidence, manifest, parameters, publish, signing
+from tbforensics import build, collect, evidence, manifest, parameters, plainyaml, publish, signing
 from tbforensics import case as cases
 from tbforensics.archive import Archive
 from tbforensics.case import Case
@@ -92,12 +91,12 @@ def read_rules(path: Path) -> tuple[Rules, str]:
     try:
         with path.open("rb") as file:
             content = file.read(_LONGEST_RULES_BYTES)
-        words = RuleWords.model_validate(yaml.safe_load(content) or {})
+        words = RuleWords.model_validate(plainyaml.read(content) or {})
     except OSError as error:
         raise ParametersError(
             f"{path.name} cannot be read: {error.strerror}", next_step="name a file of rules"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except plainyaml.NotPlain as error:
         raise ParametersError(
             f"{path.name} is not YAML that can be used: {error}", next_step="correct it there"
         ) from None

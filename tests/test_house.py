@@ -12,7 +12,7 @@ from tbforensics import plugins
 PACKAGE = Path(__file__).parent.parent / "tbforensics"
 ROOMS = [
     # words
-    *("errors", "model"),
+    *("errors", "plainyaml", "model"),
     # instruments: arithmetic, and the protocol of The-Block
     *("analysis", "theblock", "pseudonyms"),
     # instruments: keeping and asking
@@ -36,7 +36,7 @@ DOORS = {  # each outside library enters by one door, or by the few that are nam
     "duckdb": {"evidence"},
     "requests": {"wire", "credentials", "replay", "sources"},
     "prometheus_pandas": {"sources", "case"},
-    "yaml": {"redact", "parameters", "credentials", "scaffold", "sources", "alerts"},
+    "yaml": {"plainyaml", "parameters", "scaffold"},
     "promql_parser": {"promql"},
     "pydantic": {"redact", "parameters", "credentials", "scaffold"},
     "altair": {"charts", "report_page"},

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-import yaml
-
+from tbforensics import plainyaml
 from tbforensics.errors import ParametersError
 from tbforensics.model import Json
 from tbforensics.promql import parse as promread
@@ -130,21 +129,11 @@ def asked_for(rules: Iterable[Rule], held: Iterable[str]) -> list[str]:
 
 
 def plain_yaml(text: str, where: str) -> Json:
-    """The value of a YAML text; aliases, which can multiply without end, are refused.
-
-    Errors: ParametersError.
-    """
+    """The value of a YAML text. Errors: ParametersError."""
     try:
-        return yaml.load(text, _Plain)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        return plainyaml.read(text)
+    except plainyaml.NotPlain as error:
         raise ParametersError(f"{where} is no YAML that can be used: {error}"[:500]) from None
-
-
-class _Plain(yaml.SafeLoader):
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(problem="aliases (*name) are not allowed")
-        return super().compose_node(parent, index)
 
 
 def _dicts(value: Json, key: str) -> Iterator[dict[str, Json]]:
