@@ -5,6 +5,7 @@ file never has the same bytes twice, so `evidence.duckdb` holds views only and c
 
     series      sid, source, query, metric, labels     one row per labelled line
     samples     sid, ts, value                         labels are stored once, never per sample
+    stale       sid, ts                                when a series, or its target, went away
     histograms  sid, ts, count, sum, buckets           native histograms, kept apart
     log_lines   source, file, line, offset, ts, level, message, peer, ...
     records     source, query, file, line, ts, value   one JSON record of a journal
@@ -45,6 +46,7 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         ]
     ),
     "samples": pa.schema([("sid", pa.int64()), ("ts", _MS), ("value", pa.float64())]),
+    "stale": pa.schema([("sid", pa.int64()), ("ts", _MS)]),
     "histograms": pa.schema(
         [
             ("sid", pa.int64()),

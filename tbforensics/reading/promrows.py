@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from tbforensics.evidence import QUARANTINED_BYTES, SCHEMAS, rows, series_id, series_row
 from tbforensics.model import Capture, Json, Window
 from tbforensics.promql import text as promql
 from tbforensics.reading import promjson
-from tbforensics.reading.promjson import Broken, Item
+from tbforensics.reading.promjson import Broken, Floats, Ints, Item
 
 MOST_LABEL_NAMES = 1_000  # in one reply; each becomes a level of a frame's columns
 
@@ -33,11 +32,12 @@ def tables(
     elif not reply.error:
         yield from _samples(capture, reply)
     elif capture.status == 200:
-        yield _quarantine(capture, reply.broken or [Broken(0, reply.error, b"")])
+        yield quarantine(capture, reply.broken or [Broken(0, reply.error, b"")])
 
 
 def _samples(capture: Capture, reply: promjson.Reply) -> Iterator[tuple[str, pa.Table]]:
-    known, over = _with_few_names(reply.items)
+    few = FewNames()
+    known = [item for item in reply.items if few.admits(item.labels)]
     identified = sorted(
         ((series_id(capture.source, capture.query, item.labels), item) for item in known),
         key=lambda pair: pair[0],
@@ -45,54 +45,76 @@ def _samples(capture: Capture, reply: promjson.Reply) -> Iterator[tuple[str, pa.
     items = [item for _, item in identified]
     sids = np.array([sid for sid, _ in identified], np.int64)
     places, times, values, broken = promjson.numbers(items)
-    inside = _inside(capture.window, times)
-    if not inside.all():
-        places, times, values = places[inside], times[inside], values[inside]
-    sid = sids[places]
-    same = sid[1:] == sid[:-1]
-    if (same & (times[1:] <= times[:-1])).any():
-        order = np.lexsort((times, sid))  # stable, so the first of a moment stays first
-        sid, times, values = sid[order], times[order], values[order]
-        again = np.r_[False, (sid[1:] == sid[:-1]) & (times[1:] == times[:-1])]
-        bits = values.view(np.int64)
-        differ = again & np.r_[False, bits[1:] != bits[:-1]]
-        if differ.any():
-            reason = f"{differ.sum()} samples give a second value for a moment; the first stays"
-            broken.append(Broken(-1, reason, b""))
-        sid, times, values = sid[~again], times[~again], values[~again]
+    sid, times, values, doubled = in_order(capture.window, sids[places], times, values)
+    broken += second_values(doubled)
     histograms = list(_histograms(capture, identified, broken))
     seen = {*np.unique(sid).tolist(), *(row["sid"] for row in histograms)}
     named = {s: item for s, item in identified if s in seen}
     records = [series_row(capture.source, capture.query, i.labels) for i in named.values()]
     yield "series", rows("series", records)
-    columns = [pa.array(sid), pa.array(times).cast(SCHEMAS["samples"].field("ts").type)]
-    table = pa.Table.from_arrays([*columns, pa.array(values)], schema=SCHEMAS["samples"])
-    yield "samples", table
+    yield "samples", samples_table(sid, times, values)
     if histograms:
         yield "histograms", rows("histograms", histograms)
-    if reply.broken or broken or over:
-        yield _quarantine(capture, [*reply.broken, *broken, *over])
+    if reply.broken or broken or few.refused:
+        yield quarantine(capture, [*reply.broken, *broken, *few.broken()])
 
 
-def _with_few_names(items: Sequence[Item]) -> tuple[list[Item], list[Broken]]:
-    """The series whose label names, all together, are as few as real ones; the rest set aside."""
-    names: set[str] = set()
-    known: list[Item] = []
-    for item in items:
-        fresh = item.labels.keys() - names
-        if len(names) + len(fresh) <= MOST_LABEL_NAMES:
-            names |= fresh
-            known.append(item)
-    if len(known) == len(items):
-        return known, []
-    reason = f"{len(items) - len(known)} series have more than {MOST_LABEL_NAMES} label names"
-    return known, [Broken(-1, reason, b"")]
+class FewNames:
+    """Lets series in whose label names, all together, are as few as real ones."""
+
+    def __init__(self) -> None:
+        self._names: set[str] = set()
+        self.refused = 0
+
+    def admits(self, labels: Mapping[str, str]) -> bool:
+        fresh = labels.keys() - self._names
+        if len(self._names) + len(fresh) > MOST_LABEL_NAMES:
+            self.refused += 1
+            return False
+        self._names |= fresh
+        return True
+
+    def broken(self) -> list[Broken]:
+        if not self.refused:
+            return []
+        reason = f"{self.refused} series have more than {MOST_LABEL_NAMES} label names"
+        return [Broken(-1, reason, b"")]
 
 
-def _inside(window: Window | None, times: promjson.Ints) -> npt.NDArray[np.bool_]:
-    if window is None:
-        return np.ones(len(times), bool)
-    return (times >= promql.ceil_ms(window.start)) & (times < promql.ceil_ms(window.end))
+def in_order(
+    window: Window | None, sid: Ints, times: Ints, values: Floats
+) -> tuple[Ints, Ints, Floats, int]:
+    """Samples within a window by (sid, ts), each moment once.
+
+    Shape: sid, times and values of what stays; how many gave a second value for a moment.
+    """
+    if window is not None:
+        inside = times >= promql.ceil_ms(window.start)
+        inside &= times < promql.ceil_ms(window.end)
+        if not inside.all():
+            sid, times, values = sid[inside], times[inside], values[inside]
+    same = sid[1:] == sid[:-1]
+    if not (same & (times[1:] <= times[:-1])).any() and (sid[1:] >= sid[:-1]).all():
+        return sid, times, values, 0
+    order = np.lexsort((times, sid))  # stable, so the first of a moment stays first
+    sid, times, values = sid[order], times[order], values[order]
+    again = np.r_[False, (sid[1:] == sid[:-1]) & (times[1:] == times[:-1])]
+    bits = values.view(np.int64)
+    differ = again & np.r_[False, bits[1:] != bits[:-1]]
+    return sid[~again], times[~again], values[~again], int(differ.sum())
+
+
+def second_values(count: int) -> list[Broken]:
+    """What is said of moments with two values."""
+    if not count:
+        return []
+    reason = f"{count} samples give a second value for a moment; the first stays"
+    return [Broken(-1, reason, b"")]
+
+
+def samples_table(sid: Ints, times: Ints, values: Floats) -> pa.Table:
+    columns = [pa.array(sid), pa.array(times).cast(SCHEMAS["samples"].field("ts").type)]
+    return pa.Table.from_arrays([*columns, pa.array(values)], schema=SCHEMAS["samples"])
 
 
 def _histograms(
@@ -128,9 +150,9 @@ def _snapshot(capture: Capture, reply: promjson.Reply) -> Iterator[tuple[str, pa
     state = "ok" if not error else "unsupported" if capture.status in (404, 405, 501) else "error"
     value = promjson.compact({"message": error} if error else reply.data)
     if value is None:
-        yield _quarantine(capture, [Broken(0, "nested too deeply", b"")])
+        yield quarantine(capture, [Broken(0, "nested too deeply", b"")])
     elif reply.broken and not capture.error:
-        yield _quarantine(capture, reply.broken)
+        yield quarantine(capture, reply.broken)
     if value is not None:
         row = {
             "source": capture.source,
@@ -144,7 +166,8 @@ def _snapshot(capture: Capture, reply: promjson.Reply) -> Iterator[tuple[str, pa
         yield "snapshots", rows("snapshots", [row])
 
 
-def _quarantine(capture: Capture, broken: Iterable[Broken]) -> tuple[str, pa.Table]:
+def quarantine(capture: Capture, broken: Iterable[Broken]) -> tuple[str, pa.Table]:
+    """What of a reply could not be read, as rows."""
     records = [
         {
             "source": capture.source,
