@@ -153,7 +153,7 @@ class Archive:
         for line in self._journal.read_bytes().split(b"\n"):
             try:
                 captures.append(Capture.from_json(json.loads(line)))
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue
         return captures
 

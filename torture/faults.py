@@ -435,7 +435,8 @@ def ten_gigabytes(bench: Bench, counts: Counts) -> str:
 def _peak_kb(pid: int) -> int:
     with suppress(OSError, ValueError):
         status = Path(f"/proc/{pid}/status").read_text()
-        return int(re.search(r"VmHWM:\s+(\d+)", status)[1])  # type: ignore[index]
+        if found := re.search(r"VmHWM:\s+(\d+)", status):  # one that has just ended has none
+            return int(found[1])
     return 0
 
 

@@ -66,6 +66,8 @@ def tried(row: Row, bench: Bench) -> Outcome:
     began, counts = time.monotonic(), Counts()
     try:
         state, got = OK, row.act(bench, counts)
+        if counts.lost:
+            state, got = NOT, f"{counts.lost} bytes of whole replies are in no case; {got}"
     except NotTried as why:
         state, got = UNTRIED, str(why)
     except AssertionError as wrong:

@@ -17,20 +17,26 @@ _TOKEN = re.compile(
         |\b(?:by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)
         |\b(?:and|or|unless|bool|offset|atan2|group_left|group_right|inf|nan)\b(?!\s*\{{)
         |[a-zA-Z_:][\w:]*(?=\s*\(|\s+(?:by|without)\b))
-      |(?P<name>[a-zA-Z_:][\w:]*)?\s*\{{(?P<inside>(?:{_STRING}|[^"'`}}])*)\}}
+      |(?P<name>[a-zA-Z_:][\w:]*)?\s*\{{(?P<inside>(?:{_STRING}|[^"'`}}])*+)\}}
       |(?P<bare>[a-zA-Z_:][\w:]*)""",
     re.VERBOSE | re.IGNORECASE,
 )
+LONGEST_TEXT = 10_000  # the time to cut a text at its braces grows with the square of its length
 _UNITS_MS = {"h": 3_600_000, "m": 60_000, "s": 1_000, "ms": 1, "d": 86_400_000, "w": 604_800_000}
 
 
 def is_matchers(text: str) -> bool:
     """Whether a text is a list of label matchers, such as `job="x",instance=~"a.*"`."""
-    return bool(_MATCHERS.fullmatch(text))
+    return len(text) <= LONGEST_TEXT and bool(_MATCHERS.fullmatch(text))
 
 
 def with_matchers(text: str, matchers: str) -> str:
-    """An expression with label matchers put into every one of its selectors."""
+    """An expression with label matchers put into every one of its selectors.
+
+    Errors: ValueError for one that is longer than any that people write.
+    """
+    if len(text) > LONGEST_TEXT:
+        raise ValueError(f"an expression of more than {LONGEST_TEXT} characters")
 
     def restricted(token: re.Match[str]) -> str:
         if token["other"]:
