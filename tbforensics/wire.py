@@ -140,10 +140,17 @@ def open_session(credentials: Credentials, manners: Manners = Manners()) -> requ
     return session
 
 
+class Stopped(BaseException):
+    """Whoever asked has gone, so there is nobody to answer. No error of any source."""
+
+
 class Client:
     """One configured source, ready to be asked. Its captures go to one archive.
 
-    A question that an interrupted collection already had answered is not asked again.
+    A question that an interrupted collection already had answered is not asked again. Several
+    threads may ask at once.
+
+    stopped: set by `stop`; clients that are asked for one source may share it.
     """
 
     def __init__(
@@ -153,8 +160,10 @@ class Client:
         credentials: Credentials = Credentials(),
         manners: Manners = Manners(),
         clock: Any = lambda: datetime.now(UTC),
+        stopped: threading.Event | None = None,
     ) -> None:
         self.source, self.archive, self.manners = source, archive, manners
+        self.stopped = stopped or threading.Event()
         self.session = open_session(credentials, manners)
         self._secrets = (*credentials.secrets, *_secrets_in(source.url or ""))
         self._clock = clock
@@ -187,7 +196,11 @@ class Client:
         form:    sent as the body of a POST, for a question too long for a URL.
         explain: reads the kept body for the server's own words about it: an error inside a 200,
                  or why it refused.
+
+        Errors: Stopped; a whole answer that comes while it is stopped is still kept.
         """
+        if self.stopped.is_set():
+            raise Stopped
         url = (
             f"{(self.source.url or '').rstrip('/')}/{path.lstrip('/')}"
             if path
@@ -214,6 +227,8 @@ class Client:
             "headers": dict(headers or {}),
         }
         capture = self._patiently(asked, method, url, sent, accept_status)
+        if self.stopped.is_set() and capture.sha256 is None:
+            raise Stopped
         if explain and capture.sha256:
             why, said = explain(self.archive.read(capture))
             error = f"{capture.error}: {why}" if capture.error and why else capture.error or why
@@ -224,6 +239,10 @@ class Client:
             notes=tuple(_clean(note, secrets) for note in capture.notes),
         )
         return self.archive.record(capture)
+
+    def stop(self) -> None:
+        """Ask nothing more; give up what is still coming in."""
+        self.stopped.set()
 
     def now(self) -> datetime:
         """The clock that dates every capture, in whole milliseconds as they are written down."""
@@ -322,6 +341,8 @@ class Client:
         # `read1` gives what is there; `iter_content` would wait for a whole chunk, however slowly
         # its bytes drip in.
         while chunk := reply.raw.read1(_CHUNK_BYTES, decode_content=True):
+            if self.stopped.is_set():
+                raise Stopped
             length += len(chunk)
             if length > self.manners.longest_body_bytes:
                 most = self.manners.longest_body_bytes

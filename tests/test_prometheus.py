@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -15,7 +16,9 @@ import pytest
 from prometheus_server import Server, openmetrics, serve
 from test_promjson import bits
 
+from tbforensics import manifest
 from tbforensics.archive import Archive
+from tbforensics.asking.slices import spans
 from tbforensics.credentials import Credentials
 from tbforensics.errors import EvidenceError, ParametersError
 from tbforensics.model import Capture, Incident, Query, SourceConfig, Window
@@ -25,7 +28,6 @@ from tbforensics.sources.prometheus import (
     Options,
     prometheus_client,
     questions,
-    spans,
 )
 from tbforensics.wire import Client, Manners, open_session, replay_session
 
@@ -250,7 +252,8 @@ def test_a_slice_that_is_too_much_is_halved_until_it_is_not(tmp_path):
     assert len(parts) >= 4
     assert all("a part of what was refused" in capture.notes[0] for capture in parts)
     assert [c.window.end for c in parts[:-1]] == [c.window.start for c in parts[1:]]
-    assert client.archive.recorded() == captures
+    by_window = manifest.ordered(captures)
+    assert manifest.ordered(client.archive.recorded()) == by_window
 
 
 def test_a_server_that_refuses_every_size_is_not_asked_for_ever(tmp_path):
@@ -270,17 +273,27 @@ def test_a_server_killed_midway_leaves_what_it_answered_and_a_reason_for_the_res
             captures.append(capture)
             if len(captures) == 8:
                 server.kill()
+    answered = {capture.query for capture in captures if capture.usable}
+    lost = [capture.error for capture in captures if not capture.usable]
     assert all(capture.usable for capture in captures[:8])
-    assert not any(capture.usable for capture in captures[8:])
-    assert ["refused" in capture.error for capture in captures[8:11]] == [True] * 3
-    assert all(c.error.startswith("not asked: the server gave no answer") for c in captures[11:])
+    silent = [error for error in lost if not error.startswith("not asked")]
+    assert 3 <= len(silent) <= 4  # one may have been in flight when it was killed
+    assert sum("refused" in error for error in silent) >= 2
+    assert len([e for e in lost if "the server gave no answer" in e]) == len(lost) - len(silent) > 0
     assert {c.query for c in captures} >= {*HISTORY, *(q.name for q in ALWAYS)}
-    assert rows_of(captures, client.archive) == loaded(["up", "blocks_total"])
+    assert {"up", "blocks_total"} <= answered
+    assert rows_of(captures, client.archive) == loaded(
+        [name for name in HISTORY if name in answered]
+    )
 
 
 def test_a_collection_is_taken_up_where_it_was_interrupted(history, tmp_path):
     half = SOURCE.fetch(QUERIES, INCIDENT, Options(), client_of(history, tmp_path))
     first = [next(half) for _ in range(8)]
+    half.close()
+    for thread in threading.enumerate():
+        if thread.name == "asking":
+            thread.join()  # what was in flight is answered and on record
     client = client_of(history, tmp_path)
     captures = fetched(client)
     assert captures[:8] == first

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import UTC, datetime, timedelta
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tbforensics.asking.slices import spans
 from tbforensics.model import Capture, Incident, Query, Window
 from tbforensics.promql import text as promql
-from tbforensics.sources.prometheus import SOURCE, Options, spans
+from tbforensics.sources.prometheus import SOURCE, Options
 
 NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
 
@@ -19,7 +21,10 @@ class Limited:
 
     def __init__(self, most_ms: int) -> None:
         self.most_ms = most_ms
-        self.asked: list[Capture] = []
+        self.stopped = threading.Event()
+
+    def stop(self) -> None:
+        self.stopped.set()
 
     def now(self) -> datetime:
         return NOON
@@ -30,7 +35,6 @@ class Limited:
         if window and window.seconds * 1000 > self.most_ms:
             error = "HTTP 422: execution: too many samples"
             done = Capture("main", query, role, request, NOON, window, 422, "0" * 64, error=error)
-        self.asked.append(done)
         return done
 
     def body(self, capture: Capture) -> bytes:

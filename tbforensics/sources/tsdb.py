@@ -24,6 +24,7 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
+from tbforensics.asking.server import ROLE
 from tbforensics.credentials import Credentials
 from tbforensics.evidence import rows
 from tbforensics.model import Capture, Incident, Json, Query
@@ -117,6 +118,7 @@ def _asked(
         Credentials(proxies={"http": f"http://127.0.0.1:{port}"}),
         client.manners,
         client.now,
+        client.stopped,
     )
     try:
         yield from prometheus.asked(queries, incident, options.asked_as(), server, _STATUS)
@@ -131,7 +133,7 @@ def _failed(
     yield client.fail(query=ORIGIN, role=ORIGIN, request=request, error=why)
     for query in queries:
         error = f"not asked: {why}"
-        yield client.fail(query=query.name, role=prometheus.ROLE, request=request, error=error)
+        yield client.fail(query=query.name, role=ROLE, request=request, error=error)
 
 
 # --- the server ----------------------------------------------------------------------------
