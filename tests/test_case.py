@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from collected import World, scenario, world
 from conftest import ROOT
@@ -241,6 +243,34 @@ def forge(folder: Path, name: str, content: bytes) -> None:
     """Write a file, with a custody log that agrees."""
     sha256 = manifest.write_atomically(folder / name, content)
     note_act(folder, "forged", files={name: sha256})
+
+
+def rewritten(folder: Path, **changed: float) -> None:
+    """A part written anew in another layout, and its hash put into the manifest."""
+    part = folder / "evidence/samples/prometheus.up.parquet"
+    table = pq.read_table(part)
+    for name, value in changed.items():
+        column = pa.array(
+            [value, *table.column(name).to_pylist()[1:]], table.schema.field(name).type
+        )
+        table = table.set_column(
+            table.schema.get_field_index(name), table.schema.field(name), column
+        )
+    pq.write_table(table, part, row_group_size=100, compression="gzip")
+    value = json.loads((folder / "manifest.json").read_bytes())
+    for sealed in value["evidence"]:
+        if sealed["path"] == part.relative_to(folder).as_posix():
+            sealed.update(sha256=manifest.sha256_of(part), bytes=part.stat().st_size)
+    forge(folder, "manifest.json", canonical(value))
+
+
+def test_evidence_that_another_version_wrote_differently_is_proved_by_its_rows(copy: Path) -> None:
+    rewritten(copy)
+    rebuilt = {c.name: c for c in prove(copy, recompute=True)}["evidence rebuilt"]
+    assert rebuilt.holds and "the same rows" in rebuilt.detail
+    rewritten(copy, value=7.0)
+    name, detail = failing(copy, recompute=True)
+    assert name == "evidence rebuilt" and "samples/prometheus.up comes out" in detail
 
 
 def forged_findings(folder: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import duckdb
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from made import Writer, at, capture, evidence_of, labels, window
 
 from tbforensics.errors import EvidenceError
-from tbforensics.evidence import SCHEMAS, Evidence, Part, rows, series_id, write_views
+from tbforensics.evidence import SCHEMAS, Evidence, Part, rows, same_rows, series_id, write_views
 
 
 def test_every_table_can_be_asked_when_nothing_was_captured(tmp_path: Path) -> None:
@@ -105,6 +106,28 @@ def test_two_parts_of_one_name_are_a_bug_that_is_told(tmp_path: Path) -> None:
     assert len(Evidence(tmp_path).sql("SELECT * FROM samples")) == 2
     with pytest.raises(EvidenceError, match="one name"):
         Part(tmp_path, "main", "a", 2).add("samples", batch)
+
+
+def test_rows_are_the_same_however_they_are_cut_into_parts_and_groups(tmp_path: Path) -> None:
+    values = [1.0, math.nan, -0.0, math.inf]
+    records = [{"sid": 1, "ts": at(s), "value": v} for s, v in enumerate(values)]
+    wholes, pieces, others = ([tmp_path / f"{name}.{n}" for n in range(2)] for name in "abc")
+    schema = SCHEMAS["samples"]
+    pq.write_table(rows("samples", records), wholes[0])
+    pq.write_table(rows("samples", records[:1]), pieces[0])
+    pq.write_table(rows("samples", records[1:]), pieces[1], row_group_size=1, compression="none")
+    pq.write_table(rows("samples", [*records[:2], {**records[2], "value": 0.0}]), others[0])
+    assert pq.read_schema(wholes[0]).equals(schema)
+    assert same_rows(wholes[:1], pieces)
+    assert not same_rows(wholes[:1], others[:1])
+    assert not same_rows(wholes[:1], [*pieces, *others[:1]])
+
+
+def test_the_tenth_part_comes_after_the_second(tmp_path: Path) -> None:
+    for number in (10, 2, 1):
+        with Part(tmp_path, "main", "a", number) as part:
+            part.add("samples", rows("samples", [{"sid": number, "ts": at(0), "value": 1.0}]))
+    assert Evidence(tmp_path).sql("SELECT sid FROM samples")["sid"].tolist() == [1, 2, 10]
 
 
 def test_log_lines_without_a_time_come_last_and_are_not_lost(tmp_path: Path) -> None:
