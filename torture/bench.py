@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,16 +96,29 @@ class Home:
 
     def answered(self) -> set[str]:
         """The questions that the journal of an interrupted collection holds an answer to."""
+        return {
+            _key(capture["request"])
+            for capture in self._journal()
+            if capture["sha256"] and not capture["error"]
+        }
+
+    def forget_what_was_on_its_way(self) -> None:
+        """After a kill: what was sent and had not been put on record was never received."""
+        on_record = self._journal()
+        if self.case.exists():
+            on_record += [*self.manifest()["captures"], *self.manifest()["earlier"]]
+        kept = {capture["sha256"] for capture in on_record}
+        for sent in (self.prometheus.sent, self.node.sent):
+            for sha256 in sent.keys() - kept:
+                del sent[sha256]
+
+    def _journal(self) -> list[dict[str, Any]]:
         journal = self.partial / "captures.jsonl"
-        keys = set()
+        captures = []
         for line in journal.read_bytes().split(b"\n") if journal.exists() else ():
-            try:
-                capture = json.loads(line)
-            except ValueError:
-                continue
-            if capture["sha256"] and not capture["error"]:
-                keys.add(_key(capture["request"]))
-        return keys
+            with suppress(ValueError):
+                captures.append(json.loads(line))
+        return captures
 
     def manifest(self) -> dict[str, Any]:
         return json.loads((self.case / "manifest.json").read_bytes())  # type: ignore[no-any-return]

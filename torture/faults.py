@@ -178,6 +178,7 @@ SERVED = (
 def _go_on(bench: Bench, home: Home, counts: Counts, answered: set[str], command: str) -> None:
     """The last run after the kills: it ends sealed, and asks nothing that was answered."""
     before = home.asked()
+    home.forget_what_was_on_its_way()
     last = bench.run(command, home.parameters)
     no_traceback(last)
     assert last.code == 0, f"the last run: exit {last.code}: {last.said}"
@@ -284,7 +285,6 @@ def killed_after_a_bad_answer(bench: Bench, counts: Counts) -> str:
         running.communicate()
         counts.kills += 1
         assert not home.case.exists(), "it was sealed before it could be killed"
-        home.prometheus.sent.clear()  # the page that the later answer replaces
         home.prometheus.plan = lambda asked: None
         _go_on(bench, home, counts, home.answered(), "collect")
         assert not home.errors(), home.errors()
