@@ -45,6 +45,7 @@ def build(
             build(folder, incident, captures, threads)
         return
     types = {config.name: config.type for config in incident.sources}
+    folder = folder.resolve()
     made = [pool.submit(make, folder, types, job) for job in jobs(captures)]
     try:
         shared = [future.result() for future in made]

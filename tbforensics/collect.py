@@ -177,7 +177,8 @@ def _alone(partial: Path, incident: Incident) -> Iterator[None]:
         lock.truncate(0)
         lock.write(incident.digest)
         lock.flush()
-        shutil.rmtree(partial / "evidence", ignore_errors=True)
+        for leftover in ("evidence", evidence.MAKING):
+            shutil.rmtree(partial / leftover, ignore_errors=True)
         for leftover in ("manifest.json", "custody.jsonl"):
             (partial / leftover).unlink(missing_ok=True)
         yield

@@ -17,7 +17,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -111,6 +114,7 @@ SCHEMAS: Mapping[str, pa.Schema] = {
     ),
 }
 QUARANTINED_BYTES = 4096
+MAKING = ".making"  # below the case's folder: parts that are not whole yet
 
 # Times climb by near-equal steps and values of one series resemble each other byte by byte.
 _ENCODINGS = {"samples": {"ts": "DELTA_BINARY_PACKED", "value": "BYTE_STREAM_SPLIT"}}
@@ -156,13 +160,16 @@ class Shared:
 class Part:
     """Rows of one query of one source, in the order in which they are handed in.
 
+    Files appear under their names when they are whole. So whoever dies while he makes a part, or
+    makes one that another has made meanwhile, leaves the same bytes as if he had not been there.
+
     number: a query with very many replies has several parts, so that they can be made at once.
     """
 
     def __init__(self, folder: Path, source: str, query: str, number: int = 1) -> None:
         ending = "" if number == 1 else f".{number:04}"
-        self._folder, self._name = folder / "evidence", f"{source}.{query}{ending}.parquet"
-        self._open: dict[str, pq.ParquetWriter] = {}
+        self._folder, self._name = folder, f"{source}.{query}{ending}.parquet"
+        self._open: dict[str, tuple[Path, pq.ParquetWriter]] = {}
         self._shared: dict[str, list[pa.Table]] = {"series": [], "quarantine": []}
 
     def add(self, table: str, batch: pa.Table) -> None:
@@ -172,18 +179,20 @@ class Part:
             self._shared[table].append(batch)
             return
         if table not in self._open:
-            self._open[table] = _parquet(self._folder / table / self._name, table)
-        self._open[table].write_table(batch)
-
-    def close(self) -> None:
-        while self._open:
-            self._open.popitem()[1].close()
+            self._open[table] = _begun(self._folder, table)
+        self._open[table][1].write_table(batch)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        while self._open:
+            table, (path, writer) = self._open.popitem()
+            writer.close()
+            if failure:
+                path.unlink(missing_ok=True)
+            else:
+                _put(path, self._folder, table, self._name)
 
     @property
     def shared(self) -> Shared:
@@ -198,8 +207,11 @@ def write_shared(folder: Path, shared: Sequence[Shared]) -> None:
     series = _distinct(_joined("series", [part.series for part in shared]))
     quarantine = _joined("quarantine", [part.quarantine for part in shared])
     for table, batch in (("series", series), ("quarantine", quarantine)):
-        with _parquet(folder / "evidence" / table / "all.parquet", table) as writer:
-            writer.write_table(batch)
+        path, writer = _begun(folder, table)
+        writer.write_table(batch)
+        writer.close()
+        _put(path, folder, table, "all.parquet")
+    shutil.rmtree(folder / MAKING)
 
 
 def _joined(table: str, batches: Sequence[pa.Table]) -> pa.Table:
@@ -212,13 +224,22 @@ def _distinct(series: pa.Table) -> pa.Table:
     return series.take(first)
 
 
+def _begun(folder: Path, table: str) -> tuple[Path, pq.ParquetWriter]:
+    # No parents: a worker that was thought dead may come to a folder that is sealed by now.
+    (folder / MAKING).mkdir(exist_ok=True)
+    handle, path = tempfile.mkstemp(dir=folder / MAKING)
+    os.close(handle)
+    Path(path).chmod(0o644)
+    return Path(path), _parquet(Path(path), table)
+
+
+def _put(path: Path, folder: Path, table: str, name: str) -> None:
+    for place in (folder / "evidence", folder / "evidence" / table):
+        place.mkdir(exist_ok=True)
+    path.replace(folder / "evidence" / table / name)
+
+
 def _parquet(path: Path, table: str) -> pq.ParquetWriter:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        raise EvidenceError(
-            f"two parts of the evidence have one name: {path.name}",
-            next_step="this is a bug of ours; please report it",
-        )
     schema = SCHEMAS[table]
     encodings = _ENCODINGS.get(table)
     return pq.ParquetWriter(

@@ -36,6 +36,7 @@ class Writer:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._parts = folder, dict[tuple[str, str], Part]()
+        folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, capture: Capture, table: str, batch: pa.Table) -> None:
         key = (capture.source, capture.query)
@@ -45,7 +46,7 @@ class Writer:
 
     def close(self) -> None:
         for part in self._parts.values():
-            part.close()
+            part.__exit__(None)
         write_shared(self._folder, [part.shared for part in self._parts.values()])
 
 

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from made import Writer, at, capture, evidence_of, labels, window
 
 from tbforensics.errors import EvidenceError
-from tbforensics.evidence import SCHEMAS, Evidence, Part, rows, same_rows, series_id, write_views
+from tbforensics.evidence import (
+    SCHEMAS,
+    Evidence,
+    Part,
+    rows,
+    same_rows,
+    series_id,
+    write_shared,
+    write_views,
+)
 
 
 def test_every_table_can_be_asked_when_nothing_was_captured(tmp_path: Path) -> None:
@@ -98,14 +107,27 @@ def test_a_case_in_a_folder_with_an_odd_name_opens(tmp_path: Path) -> None:
     assert len(Evidence(folder).sql("SELECT * FROM samples")) == 1
 
 
-def test_two_parts_of_one_name_are_a_bug_that_is_told(tmp_path: Path) -> None:
+def test_a_part_appears_whole_or_not_at_all_and_making_it_again_changes_nothing(
+    tmp_path: Path,
+) -> None:
     batch = rows("samples", [{"sid": 1, "ts": at(0), "value": 1.0}])
-    for number in (1, 2):
-        with Part(tmp_path, "main", "a", number) as part:
+    whole = tmp_path / "evidence/samples/main.a.parquet"
+    with pytest.raises(ZeroDivisionError), Part(tmp_path, "main", "a") as part:
+        part.add("samples", batch)
+        raise ZeroDivisionError
+    assert not whole.exists() and not list((tmp_path / ".making").iterdir())
+    contents = []
+    for _ in range(2):
+        with Part(tmp_path, "main", "a") as part:
             part.add("samples", batch)
-    assert len(Evidence(tmp_path).sql("SELECT * FROM samples")) == 2
-    with pytest.raises(EvidenceError, match="one name"):
-        Part(tmp_path, "main", "a", 2).add("samples", batch)
+            assert len(list((tmp_path / ".making").iterdir())) == 1
+        contents.append(whole.read_bytes())
+    assert contents[0] == contents[1]
+    write_shared(tmp_path, [part.shared])
+    assert not (tmp_path / ".making").exists()
+    with pytest.raises(FileNotFoundError), Part(tmp_path / "sealed", "main", "a") as part:
+        part.add("samples", batch)
+    assert not (tmp_path / "sealed").exists()
 
 
 def test_rows_are_the_same_however_they_are_cut_into_parts_and_groups(tmp_path: Path) -> None:
