@@ -18,25 +18,32 @@ Source: Pelkonen et al., "Gorilla", VLDB 2015; prometheus/tsdb/chunkenc/xor.go.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-_LANES = 4096  # more make no step cheaper, and leave the cache
-
-# Windows of 64 bits begin at every second byte, so that any bit has 49 good ones from it on.
-_STRIDE_BITS, _GOOD_BITS = 16, 49
-
-# By the first four bits of a change of the delta: bits of the prefix, and bits of the change.
-_PREFIX_BITS = np.array([1] * 8 + [2] * 4 + [3] * 2 + [4] * 2, np.uint64)
-_CHANGE_BITS = np.array([0] * 8 + [14] * 4 + [17] * 2 + [20, 0], np.uint64)
-_WHOLE = 15  # `1111`: 64 bits follow, more than a window has
-
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-_Bits = npt.NDArray[np.uint64]
+_Words = npt.NDArray[np.uint64]
+
+# Fewer lanes share a step's costs less well, more leave the cache. Cells bound what ragged lanes
+# take, were one of them to claim 65,535 samples.
+_LANES, _CELLS = 8192, 1 << 22
+
+_ONE, _TWO = np.uint64(1), np.uint64(2)
+_BEGINS_1, _BEGINS_11 = np.uint64(1 << 63), np.uint64(3 << 62)  # this, or more
+_LOST = 1 << 32  # bits, and past the end of any chunk
+
+# By the first four bits of a change of the delta: bits of the prefix, and bits of the change.
+_PREFIX = np.array([1] * 8 + [2] * 4 + [3] * 2 + [4] * 2)
+_WIDTH = np.array([0] * 8 + [14] * 4 + [17] * 2 + [20, 64])
+
+# By the 11 bits after `11`: how many bits of the XOR follow, and how many zeros follow these.
+_SIZE = np.array([n % 64 or 64 for n in range(1 << 11)])
+_TRAILING = 64 - np.arange(1 << 11) // 64 - _SIZE
+_SIZE[_TRAILING < 0] = _LOST  # more bits than a value has
 
 
 @dataclass(frozen=True)
@@ -61,156 +68,205 @@ def claimed(chunk: bytes) -> int:
     The first takes 9 bytes or more, the second 9 bits, each further one 2.
     """
     count = int.from_bytes(chunk[:2], "big")
-    least = (0, 72, 81)[count] if count < 3 else 81 + 2 * (count - 2)
+    least = (0, 72)[count] if count < 2 else 77 + 2 * count
     return count if len(chunk) >= 2 and 8 * (len(chunk) - 2) >= least else -1
 
 
 def decode(chunks: Sequence[bytes]) -> Decoded:
     """Samples of chunks as columns. Never raises for what a chunk holds.
 
-    Memory: 16 bytes for each sample that is `claimed`, and little beside.
+    Memory: 16 bytes for each sample that is `claimed`, and 200 MB at most beside.
     """
-    said = np.fromiter((claimed(chunk) for chunk in chunks), np.int64, len(chunks))
-    broken = {
-        place: f"a chunk of {len(chunks[place])} bytes has no room for what it claims"
-        for place in np.flatnonzero(said < 0).tolist()
-    }
-    counts = np.maximum(said, 0)
-    starts = np.cumsum(counts) - counts
+    counts = np.fromiter(map(claimed, chunks), np.int64, len(chunks))
+    broken = dict.fromkeys(np.flatnonzero(counts < 0).tolist(), "it has no room for its samples")
+    counts = np.maximum(counts, 0)
+    wrong = np.zeros(len(chunks), bool)
     times = np.empty(int(counts.sum()), np.int64)
     values = np.empty(len(times), np.uint64)
-    order = np.argsort(-counts, kind="stable")
-    order = order[: np.count_nonzero(counts)]
-    for first in range(0, len(order), _LANES):
-        lanes = order[first : first + _LANES]
-        block = _Block([chunks[lane] for lane in lanes.tolist()], counts[lanes])
-        block.read(times, values, starts[lanes])
-        for lane in lanes[block.broken()]:
-            broken[int(lane)] = "the chunk ends before its samples do"
-    if broken:
-        wrong = np.zeros(len(chunks), bool)
-        wrong[list(broken)] = True
+    start = 0
+    for first, last in _blocks(counts):
+        end = start + int(counts[first:last].sum())
+        wrong[first:last] = _read(
+            chunks[first:last], counts[first:last], times[start:end], values[start:end]
+        )
+        start = end
+    if wrong.any():
         kept = ~np.repeat(wrong, counts)
-        times, values = times[kept], values[kept]
-        counts[wrong] = 0
+        times, values, counts = times[kept], values[kept], np.where(wrong, 0, counts)
+        broken |= dict.fromkeys(np.flatnonzero(wrong).tolist(), "it ends before its samples do")
     return Decoded(counts, times, values.view(np.float64), broken)
 
 
-class _Block:
-    """Lanes that are read together; the fullest comes first, and none is empty."""
+def _blocks(counts: Ints) -> Iterator[tuple[int, int]]:
+    """Ranges of chunks that are read together."""
+    first = widest = 0
+    for place, count in enumerate(counts.tolist()):
+        widest = max(widest, count)
+        lanes = place + 1 - first
+        if lanes > _LANES or (lanes > 1 and lanes * widest > _CELLS):
+            yield first, place
+            first, widest = place, count
+    if first < len(counts):
+        yield first, len(counts)
 
-    def __init__(self, chunks: Sequence[bytes], counts: Ints) -> None:
+
+def _read(
+    chunks: Sequence[bytes], counts: Ints, times: Ints, values: _Words
+) -> npt.NDArray[np.bool_]:
+    """Writes the samples of each chunk after those of the chunk before; which chunks are damaged.
+
+    The fullest chunk has the first lane, so that lanes end from the last to the first.
+    """
+    order = np.argsort(-counts, kind="stable")
+    lanes = _Lanes(chunks, counts, order)
+    if (counts == lanes.width).all():
+        shape = (len(counts), lanes.width)
+        lanes.read(times.reshape(shape), values.reshape(shape))
+    else:
+        times_of = np.empty((len(counts), lanes.width), np.int64)
+        values_of = np.empty_like(times_of, np.uint64)
+        lanes.read(times_of, values_of)
+        starts = np.cumsum(counts) - counts
+        cells = np.arange(len(times))
+        cells += np.repeat(np.argsort(order) * lanes.width - starts, counts)
+        times_of.take(cells, out=times, mode="clip")
+        values_of.take(cells, out=values, mode="clip")
+    damaged = np.empty(len(counts), bool)
+    damaged[order] = lanes.damaged
+    return damaged
+
+
+class _Lanes:
+    """Chunks that are read together, in the order given."""
+
+    def __init__(self, chunks: Sequence[bytes], counts: Ints, order: Ints) -> None:
         lengths = np.fromiter(map(len, chunks), np.int64, len(chunks))
-        self._bytes = np.frombuffer(b"".join([*chunks, bytes(24)]), np.uint8)
-        self._counts = counts
-        self._ends = np.cumsum(lengths) * 8
-        self._at = self._ends - lengths * 8 + 16  # bits; just after the count
-        self._damaged = np.zeros(len(chunks), bool)
-        windows = len(self._bytes) // 2 - 3
-        whole = np.ndarray(windows, ">u8", self._bytes, strides=(_STRIDE_BITS // 8,))
-        self._windows = whole.astype(np.uint64)
+        ends = np.cumsum(lengths)
+        body = b"".join(chunks)
+        body += bytes(-len(body) % 8 + 16)
+        self._words = np.frombuffer(body, ">u8").astype(np.uint64)
+        self._next = self._words[1:]
+        self._counts, self._ends = counts[order], 8 * ends[order]
+        self._at = 8 * (ends - lengths + 2)[order]  # bits; after the count
+        self.width = int(self._counts[0])
 
-    def broken(self) -> npt.NDArray[np.bool_]:
-        return self._damaged | (self._at > self._ends)
+    @property
+    def damaged(self) -> npt.NDArray[np.bool_]:
+        return (self._at > self._ends) & (self._counts > 0)
 
-    def read(self, times: Ints, values: _Bits, to: Ints) -> None:
-        """Writes the samples of each lane to where it begins."""
-        count = self._counts
-        at, to = self._at, to.copy()
-        time = _zigzag(self._varint(at))
-        value = self._bits64(at)
-        at += 64
-        times[to], values[to] = time, value
-        alive = int(np.searchsorted(-count, -2, side="right"))
-        delta = np.zeros(len(count), np.int64)
-        delta[:alive] = self._varint(at[:alive]).view(np.int64)
-        size = np.full(len(count), 64, np.int64)
-        shift = np.zeros(len(count), np.uint64)
-        widest = int(count[0])
-        # how many lanes hold more than n samples
-        alive_at = np.searchsorted(-count, -np.arange(1, widest + 1), side="right")
-        for n in range(1, widest):
-            m = int(alive_at[n])
-            p, d, t, v, s, h = at[:m], delta[:m], time[:m], value[:m], size[:m], shift[:m]
-            window = self._window(p)
-            if n > 1:
-                changed = np.flatnonzero(window.view(np.int64) < 0)
-                p += 1
-                window <<= np.uint64(1)
-                if len(changed):
-                    p[changed] -= 1
-                    d[changed] += self._change(p, changed)
-                    window[changed] = self._window(p[changed])
-            t += d
-            # the value
-            differs = window.view(np.int64) >> 63
-            fresh = np.flatnonzero(window >= np.uint64(3 << 62))
-            p += 1
-            p -= differs
-            if len(fresh):
-                head = window[fresh]
-                leading = (head >> np.uint64(57)).view(np.int64) & 31
-                bits = (head >> np.uint64(51)).view(np.int64) & 63
-                bits[bits == 0] = 64
-                trailing = 64 - leading - bits
-                self._damaged[fresh[trailing < 0]] = True
-                s[fresh] = bits
-                h[fresh] = np.maximum(trailing, 0).view(np.uint64)
-                p[fresh] += 11
-            bits = s & differs
-            if len(fresh) or int(bits.max()) > _GOOD_BITS - 27:
-                window = self._bits64(p)
+    def read(self, times: Ints, values: _Words) -> None:
+        """Fills a table of one row for each lane, as far as it has samples."""
+        alive = np.searchsorted(-self._counts, -np.arange(self.width)).tolist()
+        for n, m in enumerate(alive):
+            if n == 0:
+                at = self._at[:m]
+                time, value = _signed(self._varint(at)), self._window(at)
+                at += 64
+                times[:m, 0], values[:m, 0] = time, value
+                widest, delta = 0, np.zeros(m, np.int64)
+                size, trailing = np.full(m, _LOST), np.zeros(m, np.uint64)
+                continue
+            if m < alive[n - 1] or n == 1:
+                at, time, delta = at[:m], time[:m], delta[:m]
+                value, size, trailing = value[:m], size[:m], trailing[:m]
+            # `good` is how many bits of the window are left when the value's own bits begin.
+            if n == 1:
+                delta += self._varint(at).view(np.int64)
+                window, good = self._window(at), 62
             else:
-                window <<= np.uint64(2)
-            window >>= (64 - bits).view(np.uint64)
-            window <<= h
-            v ^= window
-            p += bits
-            where = to[:m]
-            where += 1
-            times[where] = t
-            values[where] = v
+                window, good = self._window(at), 61
+                most = window.max()
+                if most < _BEGINS_1:
+                    at += 1
+                    window <<= _ONE
+                else:
+                    good = 46
+                    delta += self._changes(at, window, far=bool(most >= _BEGINS_11))
+            time += delta
+            times[:m, n] = time
 
-    def _window(self, at: Ints) -> _Bits:
-        """Bits from `at` on, of which `_GOOD_BITS` are good. Past the end it is nothing of ours."""
-        window = self._windows.take(at >> 4, mode="clip")
-        window <<= (at & 15).view(np.uint64)
+            differs = window.view(np.int64) >> 63  # all bits, or none
+            fresh = (window >= _BEGINS_11).nonzero()[0]
+            at += 1
+            at -= differs
+            window <<= _TWO
+            if len(fresh):
+                rest = window[fresh]
+                head = (rest >> np.uint64(53)).view(np.int64)
+                size[fresh] = sizes = _SIZE[head]
+                trailing[fresh] = _TRAILING[head]
+                window[fresh] = rest << np.uint64(11)
+                at[fresh] += 11
+                widest, good = max(widest, int(sizes.max())), good - 11
+            if widest > good:
+                window = self._window(at)
+            bits = differs & size
+            at += bits
+            window >>= (64 - bits).view(np.uint64)  # by 64 gives 0
+            window <<= trailing
+            value ^= window
+            values[:m, n] = value
+
+    def _window(self, at: Ints) -> _Words:
+        """64 bits from each place on. Past the end of a chunk they are nothing of its own."""
+        word, bit = at >> 6, at & 63
+        window = self._words.take(word, mode="clip")
+        following = self._next.take(word, mode="clip")
+        window <<= bit.view(np.uint64)
+        following >>= (64 - bit).view(np.uint64)
+        window |= following
         return window
 
-    def _bits64(self, at: Ints) -> _Bits:
-        upper = self._window(at) & np.uint64(0xFFFF_FFFF_FFFF_0000)
-        return upper | (self._window(at + 48) >> np.uint64(48))
-
-    def _varint(self, at: Ints) -> _Bits:
-        """The varints at whole bytes; `at` moves past them."""
-        result = np.zeros(len(at), np.uint64)
+    def _varint(self, at: Ints) -> _Words:
+        """The varints at each place; `at` moves past them."""
+        number = np.zeros(len(at), np.uint64)
         going = np.ones(len(at), bool)
         for n in range(10):
-            byte = self._bytes.take(at >> 3, mode="clip").astype(np.uint64)
-            part = (byte & np.uint64(127)) << np.uint64(7 * n)
-            result |= np.where(going, part, np.uint64(0))
+            byte = self._window(at) >> np.uint64(56)
+            number |= np.where(going, (byte & np.uint64(127)) << np.uint64(7 * n), np.uint64(0))
             at += np.where(going, 8, 0)
             going &= byte >= 128
-        self._damaged[: len(at)] |= going
-        return result
+            if not going.any():
+                return number
+        at += np.where(going, _LOST, 0)
+        return number
 
-    def _change(self, at: Ints, changed: Ints) -> Ints:
-        """By how much deltas change in some lanes; `at` moves past it in these."""
-        p = at[changed]
-        window = self._window(p)
+    def _changes(self, at: Ints, window: _Words, *, far: bool) -> Ints:
+        """Changes of the deltas; `at` and `window` move past them.
+
+        Most that are not 0 have 14 bits, so all lanes are read as one or the other; then those
+        that have more, if there are any.
+        """
+        if far:
+            lanes = (window >= _BEGINS_11).nonzero()[0]
+            place = at[lanes]
+            changes = self._far_changes(place, window[lanes])
+        changed = window.view(np.int64) >> 63
+        # 1 << 13 is positive here, other than in two's complement: hence one less, and one more.
+        words = window << _TWO
+        words -= np.uint64(1 << 50)
+        change = words.view(np.int64) >> 50
+        change += 1
+        change &= changed
+        changed &= 15
+        changed += 1
+        at += changed
+        window <<= changed.view(np.uint64)
+        if far:
+            change[lanes], at[lanes], window[lanes] = changes, place, self._window(place)
+        return change
+
+    def _far_changes(self, at: Ints, window: _Words) -> Ints:
         kind = (window >> np.uint64(60)).view(np.int64)
-        prefix, size = _PREFIX_BITS[kind], _CHANGE_BITS[kind]
-        change = ((window << prefix) >> (np.uint64(64) - size)).view(np.int64)
-        half = np.int64(1) << (size.view(np.int64) - 1)
-        change -= np.where(change > half, half << 1, 0)  # the half itself is positive
-        p += (prefix + size).view(np.int64)
-        whole = np.flatnonzero(kind == _WHOLE)
-        if len(whole):
-            change[whole] = self._bits64(p[whole]).view(np.int64)
-            p[whole] += 64
-        at[changed] = p
+        at += _PREFIX[kind]
+        width = _WIDTH[kind]
+        change = (self._window(at) >> (64 - width).view(np.uint64)).view(np.int64)
+        at += width
+        half = np.int64(1) << (width - 1)
+        change -= np.where(change > half, half << 1, 0)  # of 64 bits, that takes 0 away
         return change
 
 
-def _zigzag(number: _Bits) -> Ints:
-    return (number >> np.uint64(1)).view(np.int64) ^ -(number & np.uint64(1)).view(np.int64)
+def _signed(number: _Words) -> Ints:
+    """What a zigzag varint stands for."""
+    return (number >> _ONE).view(np.int64) ^ -(number & _ONE).view(np.int64)
