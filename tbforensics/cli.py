@@ -20,6 +20,7 @@ from tbforensics.errors import ForensicsError
 
 if TYPE_CHECKING:
     from tbforensics.case import Case
+    from tbforensics.kernel import Kernel
     from tbforensics.model import Capture, Incident
 
 MISSING_EVIDENCE, FAILED_NOTEBOOK = 3, 4
@@ -65,8 +66,11 @@ def main() -> None:
 @click.argument("parameters", type=click.Path(path_type=Path))
 def run(parameters: Path) -> None:
     """Collect, seal, execute the notebook, render the report."""
-    incident = _read(parameters)
-    _publish(_sealed(incident, _home(parameters)), _home(parameters))
+    incident, home = _read(parameters), _home(parameters)
+    from tbforensics import kernel
+
+    waiting = kernel.waiting()  # before there is a thread
+    _publish(_sealed(incident, home), home, waiting)
 
 
 @main.command()
@@ -81,11 +85,13 @@ def collect(parameters: Path) -> None:
 @click.argument("case", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def report(case: Path) -> None:
     """Execute the notebook and render the report of a sealed case, offline."""
+    from tbforensics import kernel
     from tbforensics.case import open_case
 
+    waiting = kernel.waiting()
     opened = open_case(case)
     opened.record_findings()
-    _publish(opened, case.resolve().parent.parent)
+    _publish(opened, case.resolve().parent.parent, waiting)
 
 
 @main.command()
@@ -332,10 +338,10 @@ class _Progress:
             click.echo(err=True)
 
 
-def _publish(case: Case, home: Path) -> None:
+def _publish(case: Case, home: Path, kernel: Kernel | None) -> None:
     from tbforensics.publish import publish
 
-    failure = publish(case, home)
+    failure = publish(case, home, kernel)
     code = _summary(case)
     click.echo(f"report: {case.folder / 'report.html'}")
     if failure:

@@ -9,20 +9,21 @@ from pathlib import Path
 from tbforensics import manifest, parameters, report, signing
 from tbforensics.case import Case
 from tbforensics.errors import ReportError
+from tbforensics.kernel import Kernel
 
 
-def publish(case: Case, home: Path) -> str:
+def publish(case: Case, home: Path, kernel: Kernel | None = None) -> str:
     """Write `report.ipynb` and `report.html` of a sealed case; "" or what failed, in words.
 
     A notebook that fails part way still gives a report, marked as incomplete.
+    kernel: one that waits already.
 
     Errors: ReportError when there is no notebook for the kind, or nothing can be written.
     """
     _refuse_elsewhere(case, home)
     executed = case.folder / "report.ipynb"
-    failure = report.execute(
-        notebook_of(case.incident.kind, home), executed, parameters.flat(case.incident), cwd=home
-    )
+    notebook, given = notebook_of(case.incident.kind, home), parameters.flat(case.incident)
+    failure = report.execute(notebook, executed, given, cwd=home, kernel=kernel)
     header = report.Header(
         title=case.incident.title,
         incident_id=case.incident.id,

@@ -14,10 +14,12 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tbforensics.errors import ReportError
+from tbforensics.kernel import Kernel, manager_of
 from tbforensics.manifest import write_atomically
 from tbforensics.model import Json
 from tbforensics.report_page.cells import html_in, parts_of
@@ -43,6 +45,7 @@ with without_slow_grammar():
     from nbclient.exceptions import CellControlSignal, CellTimeoutError, DeadKernelError
     from nbconvert.exporters import TemplateExporter
     from nbformat import NotebookNode
+    from papermill.engines import NBClientEngine, papermill_engines
     from papermill.exceptions import PapermillException
 
 
@@ -57,11 +60,13 @@ def execute(
     cwd: Path,
     kernel_name: str = "python3",
     timeout_s: float = 600.0,
+    kernel: Kernel | None = None,
 ) -> str:
     """Run `notebook` with parameters and keep the result as `output`, whatever happens.
 
     Returns "" when every cell ran, and otherwise which cell failed and how, in words.
     timeout_s: the longest that one cell may take.
+    kernel: one that waits already; without it, or when it died meanwhile, `kernel_name` is started.
     Errors: ReportError when the notebook cannot be read, does not declare a parameter, or when
         `output` cannot be written. Nothing has run then.
     """
@@ -71,7 +76,8 @@ def execute(
     partial = output.resolve().with_name(f".{output.stem}.running.ipynb")
     failure, problem = "", None
     try:
-        _run(notebook.resolve(), partial, parameters, cwd.resolve(), kernel_name, timeout_s)
+        options = {"cwd": str(cwd.resolve()), "kernel_name": kernel_name}
+        _run(notebook.resolve(), partial, parameters, options | _started(kernel), timeout_s)
     except (PapermillException, CellControlSignal, NoSuchKernel, RuntimeError) as failed:
         problem = failed
     except BaseException as stopped:
@@ -109,22 +115,43 @@ def _run(
     notebook: Path,
     output: Path,
     parameters: Mapping[str, Json],
-    cwd: Path,
-    kernel_name: str,
+    options: Mapping[str, Any],
     timeout_s: float,
 ) -> None:
     papermill.execute_notebook(
         _literal(notebook),
         _literal(output),
         parameters=dict(parameters),
-        kernel_name=kernel_name,
-        cwd=str(cwd),
+        engine_name=_Engine.__name__,
         progress_bar=False,
-        autosave_cell_every=0,
         execution_timeout=max(1, math.ceil(timeout_s)),
         # At its usual level the kernel warns of its own plain local sockets in every run.
         extra_arguments=["--log-level=CRITICAL"],
+        **options,
     )
+
+
+def _started(kernel: Kernel | None) -> dict[str, Any]:
+    alive = kernel and kernel.poll() is None
+    return {"kernel_manager_class": manager_of(kernel)} if kernel and alive else {}
+
+
+class _Engine(NBClientEngine):  # type: ignore[misc]
+    """papermill's own, but the notebook is written once. It would be twice for every cell, with
+    all charts so far, which takes longer than some notebooks."""
+
+    @classmethod
+    def execute_notebook(
+        cls, nb: NotebookNode, kernel_name: str, output_path: str, **options: Any
+    ) -> NotebookNode:
+        try:
+            super().execute_notebook(nb, kernel_name, None, **options)
+        finally:
+            papermill.iorw.write_ipynb(nb, output_path)
+        return nb
+
+
+papermill_engines.register(_Engine.__name__, _Engine)
 
 
 def _literal(path: Path) -> str:

@@ -28,9 +28,9 @@ ROOMS = [
     # desk
     *("plugins", "parameters", "scaffold"),
     # work
-    *("ordering", "assess", "build", "collect", "case", "signing", "parcel"),
+    *("ordering", "assess", "cluster", "build", "collect", "case", "signing", "parcel"),
     # front
-    *("report", "publish", "redact", "cli"),
+    *("kernel", "report", "publish", "redact", "cli"),
 ]
 DOORS = {  # each outside library enters by one door, or by the few that are named
     "duckdb": {"evidence"},
@@ -43,6 +43,7 @@ DOORS = {  # each outside library enters by one door, or by the few that are nam
     "papermill": {"report"},
     "nbconvert": {"report", "report_page"},
     "click": {"cli"},
+    "distributed": {"cluster"},
     "zstandard": {"archive", "reading", "redact"},
     "cryptography": {"reading", "signing"},
     "securesystemslib": {"signing", "parcel"},
