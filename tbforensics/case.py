@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,16 @@ class Case:
     def sql(self, text: str, values: Sequence[Any] | dict[str, Any] = ()) -> pd.DataFrame:
         """A SELECT over series, samples, readings, histograms, log_lines, snapshots, quarantine."""
         return self.evidence.sql(text, values)
+
+    def sql_by_part(
+        self, table: str, each: str, whole: str, pool: Executor | None = None, **values: Any
+    ) -> pd.DataFrame:
+        """As `sql`, part by part, for evidence that no one machine should read at once.
+
+        `each` is a SELECT from `part`, the rows of one part of `table`; `whole` is one from
+        `parts`, what all parts answered. With `cluster.workers(...)` as pool, workers answer.
+        """
+        return self.evidence.sql_by_part(table, each, whole, values, pool)
 
     def body(self, capture: Capture) -> bytes:
         """A reply, byte for byte, as it came."""

@@ -23,8 +23,10 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import duckdb
@@ -337,7 +339,7 @@ class Evidence:
     """Read-only SQL over the parts of one case. Nothing outside `evidence/` can be reached."""
 
     def __init__(self, folder: Path) -> None:
-        root = folder.resolve()
+        self._root = root = folder.resolve()
         self._connection = duckdb.connect()
         self._connection.execute("SET TimeZone = 'UTC'")
         self._connection.execute(f"SET allowed_directories = [{_quoted(str(root / 'evidence'))}]")
@@ -362,6 +364,40 @@ class Evidence:
         answer = self._execute(text, parameters)
         names = [column[0] for column in answer.description or ()]
         return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
+
+    def sql_by_part(
+        self,
+        table: str,
+        each: str,
+        whole: str,
+        parameters: Mapping[str, Any] = MappingProxyType({}),
+        pool: Executor | None = None,
+    ) -> pd.DataFrame:
+        """As `sql`, for tables of any size: `each` part is asked by itself, `whole` joins them.
+
+        each:  a SELECT from `part`, which holds the rows of one part of `table`; other tables are
+               there whole.
+        whole: a SELECT from `parts`, which holds the answers of all parts.
+        pool:  who asks the parts; without one they are asked here, one after another.
+
+        Errors: as `sql`; also when there is no part of that table.
+        """
+        parts = sorted((self._root / "evidence" / table).glob("*.parquet"), key=part_of)
+        if table not in SCHEMAS or not parts:
+            raise EvidenceError(
+                f"the evidence has no part of {table!r}",
+                next_step=f"tables: {', '.join(SCHEMAS)}",
+            )
+        asked = [(self._root, part, each, dict(parameters)) for part in parts]
+        if pool is None:
+            answers = [_answer_of_part(*question) for question in asked]
+        else:
+            answers = [f.result() for f in [pool.submit(_answer_of_part, *q) for q in asked]]
+        self._connection.register("parts", pa.concat_tables(answers))
+        try:
+            return self.sql(whole, {k: v for k, v in parameters.items() if f"${k}" in whole})
+        finally:
+            self._connection.unregister("parts")
 
     def _execute(
         self, text: str, parameters: Sequence[Any] | Mapping[str, Any]
@@ -414,3 +450,18 @@ class Evidence:
         )
         table["value"] = [json.loads(value) for value in table["value"]]
         return table
+
+
+def _answer_of_part(root: Path, part: Path, each: str, parameters: Mapping[str, Any]) -> pa.Table:
+    """What one part answers; a task by itself, for a worker anywhere."""
+    evidence = Evidence(root)
+    try:
+        evidence._execute(
+            f"CREATE VIEW part AS SELECT * FROM read_parquet({_quoted(str(part))})", ()
+        )
+        used = {k: v for k, v in parameters.items() if f"${k}" in each}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an extra copy of a few rows
+            return evidence._execute(each, used).to_arrow_table()
+    finally:
+        evidence.close()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import duckdb
@@ -180,3 +181,33 @@ def test_journal_times_keep_their_nanoseconds(tmp_path: Path) -> None:
     writer.close()
     found = Evidence(tmp_path).sql("SELECT epoch_ns(ts) AS ns, value FROM records")
     assert found["ns"].tolist() == [ns] and str(ns) in found["value"][0]
+
+
+def test_what_parts_answer_by_themselves_is_what_the_whole_answers(tmp_path: Path) -> None:
+    shared = []
+    for number in (1, 2, 3):
+        with Part(tmp_path, "main", "a", number) as part:
+            records = [{"sid": s % 2, "ts": at(number * 9 + s), "value": s * number}
+                       for s in range(9)]  # fmt: skip
+            part.add("samples", rows("samples", records))
+        shared.append(part.shared)
+    write_shared(tmp_path, shared)
+    evidence = Evidence(tmp_path)
+    whole = evidence.sql(
+        "SELECT sid, sum(value) AS total FROM samples WHERE value >= $least GROUP BY sid "
+        "ORDER BY sid", {"least": 3}
+    )  # fmt: skip
+    with ThreadPoolExecutor(2) as pool:
+        for workers in (None, pool):
+            found = evidence.sql_by_part(
+                "samples",
+                "SELECT sid, sum(value) AS total FROM part WHERE value >= $least GROUP BY sid",
+                "SELECT sid, sum(total) AS total FROM parts GROUP BY sid ORDER BY sid",
+                {"least": 3},
+                workers,
+            )
+            assert found.equals(whole)
+    with pytest.raises(EvidenceError, match="no part of 'log_lines'"):
+        evidence.sql_by_part("log_lines", "SELECT 1", "SELECT 1")
+    with pytest.raises(EvidenceError):
+        evidence.sql_by_part("samples", "SELECT * FROM '/etc/passwd'", "SELECT 1")
