@@ -31,8 +31,10 @@ HEADERS: Mapping[str, str] = {
     "Accept": "application/x-streamed-protobuf; proto=prometheus.ChunkedReadResponse",
     "Accept-Encoding": "identity",  # chunks are packed already
 }
+HISTOGRAMS = "holds native histograms, which are not read"  # a note of `explain`
 STALE = 0x7FF0_0000_0000_0002  # the NaN that says: from here on this series is gone
 
+_LIKE_HISTOGRAMS = (b"\x18\x02\x22", b"\x18\x03\x22")  # a chunk's type, then its data
 _OPERATORS = ("=", "!=", "=~", "!~")  # in the order of LabelMatcher.Type
 
 # A server sends frames of 1 MiB unless told otherwise. Parsed, a hostile one grows 25 times.
@@ -65,15 +67,18 @@ def question(matchers: Sequence[tuple[str, str, str]], start_ms: int, end_ms: in
 
 
 def explain(body: bytes) -> tuple[str, tuple[str, ...]]:
-    """Why a reply cannot be used, "" when it can; and what it says beside its answer: nothing.
+    """Why a reply cannot be used, "" when it can; and whether it has chunks that are not read.
 
-    Frames are walked and their sums checked; no chunk is read. A reply that was cut between two
+    Frames are walked and their sums checked; no sample is read. A reply that was cut between two
     frames looks like a whole one: only the end of the transfer tells.
     """
+    notes: tuple[str, ...] = ()
     for number, frame in enumerate(_frames(io.BytesIO(body))):
         if frame.why:
-            return f"{frame.why}, after {number} good ones and {frame.offset} bytes", ()
-    return "", ()
+            return f"{frame.why}, after {number} good ones and {frame.offset} bytes", notes
+        if not notes and _has_histograms(frame.payload):
+            notes = (HISTOGRAMS,)
+    return "", notes
 
 
 def tables(
@@ -147,6 +152,20 @@ def _length(held: bytes, at: int) -> tuple[int, int]:
         if byte < 128:
             return length, at + n + 1
     return _MOST_FRAME_BYTES + 1, at
+
+
+def _has_histograms(payload: bytes) -> bool:
+    """Read as a message only where the bytes allow for one: that takes as long as all the rest."""
+    if not any(like in payload for like in _LIKE_HISTOGRAMS):
+        return False
+    from tbforensics.reading import prompb
+
+    kinds = (prompb.HISTOGRAM, prompb.FLOAT_HISTOGRAM)
+    try:
+        message = prompb.ChunkedReadResponse.FromString(payload)
+    except prompb.DecodeError:
+        return False
+    return any(chunk.type in kinds for series in message.chunked_series for chunk in series.chunks)
 
 
 # --- series --------------------------------------------------------------------------------
