@@ -405,10 +405,7 @@ class Evidence:
         try:
             return self._connection.execute(text, parameters or None)
         except duckdb.Error as error:
-            tables = ", ".join([*SCHEMAS, "readings"])
-            raise EvidenceError(
-                f"the evidence cannot answer that: {error}", next_step=f"tables: {tables}"
-            ) from None
+            raise _unanswered(error) from None
 
     def close(self) -> None:
         self._connection.close()
@@ -452,6 +449,11 @@ class Evidence:
         return table
 
 
+def _unanswered(error: duckdb.Error) -> EvidenceError:
+    tables = ", ".join([*SCHEMAS, "readings"])
+    return EvidenceError(f"the evidence cannot answer that: {error}", next_step=f"tables: {tables}")
+
+
 def _answer_of_part(root: Path, part: Path, each: str, parameters: Mapping[str, Any]) -> pa.Table:
     """What one part answers; a task by itself, for a worker anywhere."""
     evidence = Evidence(root)
@@ -460,8 +462,8 @@ def _answer_of_part(root: Path, part: Path, each: str, parameters: Mapping[str, 
             f"CREATE VIEW part AS SELECT * FROM read_parquet({_quoted(str(part))})", ()
         )
         used = {k: v for k, v in parameters.items() if f"${k}" in each}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an extra copy of a few rows
-            return evidence._execute(each, used).to_arrow_table()
+        return evidence._connection.sql(each, params=used or None).to_arrow_table()
+    except duckdb.Error as error:
+        raise _unanswered(error) from None
     finally:
         evidence.close()
