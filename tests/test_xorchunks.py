@@ -107,8 +107,7 @@ def test_a_chunk_with_just_enough_room_is_read():
     assert flat != samples
     assert decoded(encoded(samples)) == [samples]
     shortest = encoded([(0, 0), (0, 0), (0, 0)])
-    assert xorchunks.claimed(shortest) == 3
-    assert xorchunks.claimed(shortest[:-1]) == -1
+    assert xorchunks.claims([shortest, shortest[:-1]]).tolist() == [3, -1]
 
 
 def test_a_chunk_that_is_cut_is_refused_whole_and_costs_its_neighbours_nothing():

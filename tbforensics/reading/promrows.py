@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from tbforensics.evidence import QUARANTINED_BYTES, SCHEMAS, rows, series_id, series_row
+from tbforensics.evidence import QUARANTINED_BYTES, SCHEMAS, rows, series_id
 from tbforensics.model import Capture, Json, Window
 from tbforensics.promql import text as promql
 from tbforensics.reading import promjson
@@ -48,10 +48,9 @@ def _samples(capture: Capture, reply: promjson.Reply) -> Iterator[tuple[str, pa.
     sid, times, values, doubled = in_order(capture.window, sids[places], times, values)
     broken += second_values(doubled)
     histograms = list(_histograms(capture, identified, broken))
-    seen = {*np.unique(sid).tolist(), *(row["sid"] for row in histograms)}
-    named = {s: item for s, item in identified if s in seen}
-    records = [series_row(capture.source, capture.query, i.labels) for i in named.values()]
-    yield "series", rows("series", records)
+    seen = {*distinct(sid), *(row["sid"] for row in histograms)}
+    named = {s: item.labels for s, item in identified if s in seen}
+    yield "series", series_table(capture, named)
     yield "samples", samples_table(sid, times, values)
     if histograms:
         yield "histograms", rows("histograms", histograms)
@@ -110,6 +109,29 @@ def second_values(count: int) -> list[Broken]:
         return []
     reason = f"{count} samples give a second value for a moment; the first stays"
     return [Broken(-1, reason, b"")]
+
+
+def distinct(sid: Ints) -> list[int]:
+    """Each of numbers that are in order, once."""
+    return [int(n) for n in sid[np.flatnonzero(np.diff(sid, prepend=~sid[:1]))]]
+
+
+def series_table(capture: Capture, named: Mapping[int, Mapping[str, str]]) -> pa.Table:
+    """Rows of `series` for labels by sid, column by column: half of a row's cost is its sid."""
+    schema, count = SCHEMAS["series"], len(named)
+    labels = [
+        sorted((name, value) for name, value in pairs.items() if name != "__name__")
+        for pairs in named.values()
+    ]
+    columns = [
+        [*named],
+        [capture.source] * count,
+        [capture.query] * count,
+        [pairs.get("__name__", "") for pairs in named.values()],
+        labels,
+    ]
+    arrays = [pa.array(column, kind.type) for column, kind in zip(columns, schema, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def samples_table(sid: Ints, times: Ints, values: Floats) -> pa.Table:

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import cramjam
 import google_crc32c
 import numpy as np
 import pyarrow as pa
 
-from tbforensics.evidence import QUARANTINED_BYTES, rows, series_id, series_row
+from tbforensics.evidence import QUARANTINED_BYTES, series_id
 from tbforensics.model import Capture
 from tbforensics.reading import promrows, xorchunks
 from tbforensics.reading.promjson import Broken, Floats, Ints
@@ -42,12 +41,11 @@ _MOST_FRAME_BYTES = 1 << 24
 _LENGTH_BYTES, _CRC_BYTES = 4, 4
 _READ_BYTES = 1 << 20
 
-# Held at once: frames of so many bytes, or so much of what Python adds to them.
+# Held at once: frames of so many bytes, counted with what Python adds for a series and a chunk.
 _HELD_BYTES, _SERIES_BYTES, _CHUNK_BYTES = 1 << 26, 1024, 128
-_MOST_OF_A_SERIES = 1 << 22  # samples
-_BLOCK_CHUNKS, _BLOCK_SAMPLES = 4096, 1 << 20
+# Read at once: whole series, about as many as fill a cache; of a very long one so many samples.
+_BLOCK_CHUNKS, _BLOCK_SAMPLES, _MOST_OF_A_SERIES = 8192, 1 << 21, 1 << 22
 _MOST_DOUBTS = 200  # of one reply, one by one; the rest is counted
-_LONGEST_SAMPLE_BYTES = 19  # a longer chunk has bytes that mean nothing
 
 
 def question(matchers: Sequence[tuple[str, str, str]], start_ms: int, end_ms: int) -> bytes:
@@ -90,8 +88,7 @@ def tables(
              that equals one of them is left out.
     Order:   `series`, `samples` and `stale` by (sid, ts), each moment of a series once, as in
              `promrows.tables`. A reply of more than 64 MiB is ordered in parts of that size, each
-             as many whole series as fill it; a series of over 4 M samples is a part by itself, or
-             several.
+             as many whole series as fill it; a series of over 4 M samples, in parts of so many.
     Memory:  a few times such a part, whatever the reply's length.
     """
     reading = _Reading(capture, without)
@@ -108,8 +105,7 @@ def tables(
 # --- frames --------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Frame:
+class _Frame(NamedTuple):
     """One frame; or the first bytes of what is none, and why. That is the last then."""
 
     offset: int
@@ -146,11 +142,12 @@ def _frames(body: BinaryIO) -> Iterator[_Frame]:
 
 def _length(held: bytes, at: int) -> tuple[int, int]:
     """A frame's length and where its checksum is; more than any frame has where it is no length."""
-    length = 0
-    for n, byte in enumerate(held[at : at + _LENGTH_BYTES]):
-        length |= (byte & 127) << (7 * n)
-        if byte < 128:
-            return length, at + n + 1
+    length = shift = 0
+    for place in range(at, min(at + _LENGTH_BYTES, len(held))):
+        length |= (held[place] & 127) << shift
+        if held[place] < 128:
+            return length, place + 1
+        shift += 7
     return _MOST_FRAME_BYTES + 1, at
 
 
@@ -185,7 +182,7 @@ class _Reading:
         self._all = self._with_histograms = self._with_unknown = 0
         self._last: Any = None  # labels of the last series, as they came
         self._sid: int | None = None  # of the last series; None where that is refused
-        self._samples = 0  # of the last series
+        self._labels: Mapping[str, str] = {}  # of the last series
         self._kinds: set[str] = set()  # of its chunks that are not read
         self._begin()
 
@@ -193,7 +190,6 @@ class _Reading:
         self._series: dict[int, Mapping[str, str]] = {}
         self._sids: list[int] = []  # of each chunk
         self._chunks: list[bytes] = []
-        self._counts: list[int] = []  # what each chunk claims
         self._held = 0
 
     def doubt(self, offset: int, reason: str, piece: bytes = b"") -> None:
@@ -233,19 +229,20 @@ class _Reading:
             self.doubt(frame.offset, "a frame answers what was not asked", frame.payload)
             return
         for series in message.chunked_series:
-            raw = tuple((label.name, label.value) for label in series.labels)
-            if raw != self._last:
-                if self._held > _HELD_BYTES:
-                    yield from self.flush()
-                self._enter(raw, frame)
-            for chunk in series.chunks:
-                self._keep(chunk, frame)
-            if self._samples > _MOST_OF_A_SERIES:
+            raw = tuple([(label.name, label.value) for label in series.labels])
+            if self._held > (_HELD_BYTES if raw != self._last else 2 * _HELD_BYTES):
                 yield from self.flush()
+            if raw != self._last:
+                self._enter(raw, frame)
+            chunks = [chunk.data for chunk in series.chunks if chunk.type == self._prompb.XOR]
+            if len(chunks) < len(series.chunks):
+                self._not_decoded({chunk.type for chunk in series.chunks} - {self._prompb.XOR})
+            if chunks and self._sid is not None:
+                self._keep(self._sid, chunks)
 
     def _enter(self, raw: tuple[tuple[bytes, bytes], ...], frame: _Frame) -> None:
         """Another series begins."""
-        self._last, self._sid, self._samples, self._kinds = raw, None, 0, set()
+        self._last, self._sid, self._kinds = raw, None, set()
         self._all += 1
         try:
             labels = {name.decode(): value.decode() for name, value in raw}
@@ -257,51 +254,35 @@ class _Reading:
             self._sid = series_id(self._capture.source, self._capture.query, labels)
             self._labels = labels
 
-    def _keep(self, chunk: Any, frame: _Frame) -> None:
-        if chunk.type != self._prompb.XOR:
-            self._not_decoded(chunk.type)
-            return
-        if self._sid is None:
-            return
-        data = chunk.data
-        count = xorchunks.claimed(data)
-        if count < 0:
-            self.doubt(frame.offset, "a chunk has no room for the samples that it claims", data)
-        if count <= 0:
-            return
-        if self._sid not in self._series:
-            self._series[self._sid] = self._labels
+    def _keep(self, sid: int, chunks: list[bytes]) -> None:
+        if sid not in self._series:
+            self._series[sid] = self._labels
             self._held += _SERIES_BYTES + 4 * sum(map(len, self._labels.values()))
-        data = data[: 32 + _LONGEST_SAMPLE_BYTES * count]
-        self._sids.append(self._sid)
-        self._chunks.append(data)
-        self._counts.append(count)
-        self._held += _CHUNK_BYTES + len(data)
-        self._samples += count
+        self._sids += [sid] * len(chunks)
+        self._chunks += chunks
+        self._held += _CHUNK_BYTES * len(chunks) + sum(map(len, chunks))
 
-    def _not_decoded(self, kind: int) -> None:
-        histogram = kind in (self._prompb.HISTOGRAM, self._prompb.FLOAT_HISTOGRAM)
-        word = "histogram" if histogram else "unknown"
-        if word not in self._kinds:
-            self._kinds.add(word)
-            self._with_histograms += histogram
-            self._with_unknown += not histogram
+    def _not_decoded(self, kinds: set[int]) -> None:
+        histograms = {self._prompb.HISTOGRAM, self._prompb.FLOAT_HISTOGRAM}
+        found = {"histogram" if kind in histograms else "unknown" for kind in kinds} - self._kinds
+        self._kinds |= found
+        self._with_histograms += "histogram" in found
+        self._with_unknown += "unknown" in found
 
     # --- rows ------------------------------------------------------------------------------
 
     def flush(self) -> Iterator[tuple[str, pa.Table]]:
         """Rows of all that is held, by (sid, ts)."""
-        series, chunks = self._series, self._chunks
-        sids, counts = np.array(self._sids, np.int64), np.array(self._counts, np.int64)
+        series, chunks, sids = self._series, self._chunks, np.array(self._sids, np.int64)
         self._begin()
-        self._samples = 0
         order = np.argsort(sids, kind="stable")
-        for block in _blocks(sids[order], counts[order]):
-            lanes = order[block]
-            found = xorchunks.decode([chunks[lane] for lane in lanes.tolist()])
+        chunks, sids = [chunks[place] for place in order.tolist()], sids[order]
+        counts = xorchunks.claims(chunks)
+        for block in _blocks(sids, np.maximum(counts, 0)):
+            found = xorchunks.decode(chunks[block], counts[block])
             for place, why in found.broken.items():
-                self.doubt(-1, why, chunks[lanes[place]])
-            sid = np.repeat(sids[lanes], found.counts)
+                self.doubt(-1, f"a chunk cannot be read: {why}", chunks[block][place])
+            sid = np.repeat(sids[block], found.counts)
             yield from self._rows(series, sid, found.times, found.values)
 
     def _rows(
@@ -309,8 +290,8 @@ class _Reading:
     ) -> Iterator[tuple[str, pa.Table]]:
         sid, times, values, doubled = promrows.in_order(self._capture.window, sid, times, values)
         self._second_values += doubled
-        said, asked = (self._capture.source, self._capture.query), np.unique(sid).tolist()
-        yield "series", rows("series", [series_row(*said, series[s]) for s in asked])
+        named = {sid: series[sid] for sid in promrows.distinct(sid)}
+        yield "series", promrows.series_table(self._capture, named)
         nan = np.isnan(values)
         if nan.any():
             stale = values.view(np.uint64) == STALE
@@ -325,18 +306,20 @@ class _Reading:
 
 
 def _blocks(sids: Ints, counts: Ints) -> Iterator[slice]:
-    """Ranges of chunks that are decoded together: whole series, about as many as fill a cache."""
-    ends = np.flatnonzero(np.r_[sids[1:] != sids[:-1], True]) + 1 if len(sids) else sids
-    total = np.r_[0, np.cumsum(counts)]
+    """Ranges of chunks that are read at once."""
+    ends = np.r_[np.flatnonzero(sids[1:] != sids[:-1]) + 1, len(sids)]  # of each series
+    samples = np.r_[0, np.cumsum(counts)]
     first = 0
     while first < len(sids):
-        most = min(
-            first + _BLOCK_CHUNKS,
-            int(np.searchsorted(total, total[first] + _BLOCK_SAMPLES, side="right")) - 1,
-        )
-        fit = int(np.searchsorted(ends, most, side="right")) - 1
-        last = int(ends[fit]) if fit >= 0 else 0
-        if last <= first:  # a series that does not fit is a block of its own
-            last = int(ends[np.searchsorted(ends, first, side="right")])
+
+        def within(most: int, first: int = first) -> int:
+            """How far so many samples reach."""
+            return int(np.searchsorted(samples, samples[first] + most, side="right")) - 1
+
+        fit = ends[ends <= min(first + _BLOCK_CHUNKS, within(_BLOCK_SAMPLES))]
+        last = int(fit[-1]) if len(fit) and fit[-1] > first else 0
+        if not last:
+            whole = int(ends[np.searchsorted(ends, first, side="right")])
+            last = max(first + 1, min(whole, within(_MOST_OF_A_SERIES)))
         yield slice(first, last)
         first = last

@@ -62,22 +62,25 @@ class Decoded:
     broken: dict[int, str]
 
 
-def claimed(chunk: bytes) -> int:
-    """How many samples a chunk says that it has. -1 when it has no room for so many.
+def claims(chunks: Sequence[bytes]) -> Ints:
+    """How many samples each chunk says that it has. -1 when it has no room for so many.
 
     The first takes 9 bytes or more, the second 9 bits, each further one 2.
     """
-    count = int.from_bytes(chunk[:2], "big")
-    least = (0, 72)[count] if count < 2 else 77 + 2 * count
-    return count if len(chunk) >= 2 and 8 * (len(chunk) - 2) >= least else -1
+    heads = b"".join([chunk[:2].rjust(2, b"\xff") for chunk in chunks])
+    counts = np.frombuffer(heads, ">u2").astype(np.int64)
+    bits = 8 * np.fromiter(map(len, chunks), np.int64, len(chunks)) - 16
+    least = np.where(counts < 2, 72 * counts, 77 + 2 * counts)
+    return np.where(bits < least, -1, counts)
 
 
-def decode(chunks: Sequence[bytes]) -> Decoded:
+def decode(chunks: Sequence[bytes], claimed: Ints | None = None) -> Decoded:
     """Samples of chunks as columns. Never raises for what a chunk holds.
 
-    Memory: 16 bytes for each sample that is `claimed`, and 200 MB at most beside.
+    claimed: what `claims` says of them, where that is known.
+    Memory:  16 bytes for each sample that is claimed, and 200 MB at most beside.
     """
-    counts = np.fromiter(map(claimed, chunks), np.int64, len(chunks))
+    counts = claims(chunks) if claimed is None else claimed
     broken = dict.fromkeys(np.flatnonzero(counts < 0).tolist(), "it has no room for its samples")
     counts = np.maximum(counts, 0)
     wrong = np.zeros(len(chunks), bool)
