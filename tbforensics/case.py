@@ -232,9 +232,12 @@ def investigate(**flat: Json) -> Case:
 
 
 def case_of(
-    incident: Incident, home: Path, report: Callable[[Capture], None] = lambda capture: None
+    incident: Incident,
+    home: Path,
+    report: Callable[[Capture], None] = lambda capture: None,
+    pool: Executor | None = None,
 ) -> Case:
-    """As `investigate`, for parameters that were read already."""
+    """As `investigate`, for parameters that were read already. pool: as for `collect`."""
     folder = home / "incidents" / incident.id
     if not folder.exists():
         if not incident.sources:
@@ -242,7 +245,7 @@ def case_of(
                 f"incidents/{incident.id} is not there and `sources` is empty",
                 next_step="name sources to ask, or the id of a sealed case",
             )
-        collect.collect(incident, home, report)
+        collect.collect(incident, home, report, pool)
     opened = open_case(folder)
     if incident.sources:
         collect.tidy(folder)

@@ -11,43 +11,87 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from tbforensics import manifest
-from tbforensics.errors import ParametersError
+from tbforensics.archive import Archive
+from tbforensics.credentials import read_credentials
+from tbforensics.errors import EvidenceError, ParametersError
+from tbforensics.model import Capture, SourceConfig
+from tbforensics.wire import Client, Manners
 
 RETRIES = 3  # of a task whose worker died
-_ANSWER_S = 20.0
 
 
 @contextmanager
-def workers(address: str, home: Path) -> Iterator[Executor]:
+def workers(address: str, home: Path, patience_s: float = 20.0) -> Iterator[Executor]:
     """An executor whose tasks are done by the scheduler's workers.
 
-    home: where `incidents/` is; every worker must find the same folder there.
+    home:       where `incidents/` is; every worker must find the same folder there.
+    patience_s: for the scheduler to answer, and for a first worker.
 
     Errors: ParametersError when nobody answers, there are no workers, they run another version,
             or they do not see that folder.
     """
     try:
-        from distributed import Client
+        import distributed
     except ImportError:
         raise ParametersError(
             "--scheduler needs Dask, which is not installed",
             next_step="pip install 'tbforensics[cluster]', here and where the workers run",
         ) from None
     try:
-        client = Client(address, timeout=_ANSWER_S, set_as_default=False)
+        client = distributed.Client(address, timeout=patience_s, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
         raise ParametersError(
             f"no Dask scheduler answers at {address}: {error}"[:500],
             next_step="start one (`dask scheduler`), or leave --scheduler out",
         ) from None
     with client:
+        with suppress(TimeoutError):
+            client.wait_for_workers(1, patience_s)
         _refuse_strangers(client, address, home.resolve())
         yield client.get_executor(pure=False, retries=RETRIES)
+
+
+def put(
+    pool: Executor, home: Path, folder: Path, source: SourceConfig, manners: Manners, words: Any
+) -> Capture:
+    """Have a worker put one question, given as the words of `Client.ask`; its capture.
+
+    Errors: EvidenceError when workers died over it, again and again; what was captured is kept.
+    """
+    try:
+        return pool.submit(_put, home.resolve(), folder.resolve(), source, manners, words).result()
+    except EvidenceError:
+        raise
+    except Exception as error:
+        raise EvidenceError(
+            f"no worker could ask {source.name} for {words['query']}: {error}"[:500],
+            next_step="see the workers' logs, and run again: what was captured is kept",
+        ) from None
+
+
+def _put(home: Path, folder: Path, source: SourceConfig, manners: Manners, words: Any) -> Capture:
+    """Runs on a worker, with the secrets that the worker has."""
+    config = home / source.http_config if source.http_config else None
+    client = Client(source, _Bodies(folder), read_credentials(source.name, config), manners)
+    try:
+        return client.ask(**words)
+    finally:
+        client.session.close()
+
+
+class _Bodies(Archive):
+    """Keeps bodies only: the journal belongs to the run that asked for them."""
+
+    def record(self, capture: Capture) -> Capture:
+        return capture
+
+    def recorded(self) -> list[Capture]:
+        return []
 
 
 def _refuse_strangers(client: Any, address: str, home: Path) -> None:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import functools
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tbforensics import evidence, manifest, plugins
+from tbforensics import cluster, evidence, manifest, plugins
 from tbforensics.archive import Archive
 from tbforensics.build import build
 from tbforensics.credentials import Credentials, read_credentials
@@ -28,12 +29,18 @@ from tbforensics.wire import Client
 Report = Callable[[Capture], None]
 
 
-def collect(incident: Incident, home: Path, report: Report = lambda capture: None) -> Path:
+def collect(
+    incident: Incident,
+    home: Path,
+    report: Report = lambda capture: None,
+    pool: Executor | None = None,
+) -> Path:
     """Ask every source of the incident once and seal the answers; the case's folder.
 
     A source that fails lowers coverage and is on record; it does not stop the others.
     `report` is called with each capture as it arrives, from several threads. Files that the
     parameters name are found from `home`, wherever the command was given.
+    pool: of `cluster.workers`, when others are to put the questions and make the parts.
 
     Errors: ParametersError for credentials that cannot be read, before anything is asked.
             EvidenceError when the case is there already, another run is collecting it, or it
@@ -57,13 +64,13 @@ def collect(incident: Incident, home: Path, report: Report = lambda capture: Non
             archive.drop_leftovers()
             queries = catalogue(plugins.load_kind(incident.kind), incident.sources)
             captures = manifest.ordered(
-                _ask_all(incident, home, queries, archive, credentials, report)
+                _ask_all(incident, home, queries, archive, credentials, report, pool)
             )
             # What an interrupted attempt asked, and what became of it, is part of the story.
             now = [capture.to_json() for capture in captures]
             earlier = [known for known in archive.recorded() if known.to_json() not in now]
             archive.drop_unnamed([*captures, *earlier])
-            build(partial, incident, captures)
+            build(partial, incident, captures, pool)
             evidence.write_views(partial)
             (partial / "parameters.yaml").write_bytes(to_yaml(incident))
             manifest.seal(partial, incident, queries, captures, earlier)
@@ -113,10 +120,16 @@ def _ask_all(
     archive: Archive,
     credentials: dict[str, Credentials],
     report: Report,
+    pool: Executor | None,
 ) -> list[Capture]:
     def ask(config: SourceConfig) -> list[Capture]:
         source = plugins.load_source(config.type)
-        client = Client(config, archive, credentials[config.name], source.manners)
+        elsewhere = pool and functools.partial(
+            cluster.put, pool, home, archive.folder, config, source.manners
+        )
+        client = Client(
+            config, archive, credentials[config.name], source.manners, elsewhere=elsewhere
+        )
         # A source may answer what is asked of another type, as a copied TSDB does for Prometheus.
         speaks = getattr(source, "speaks", config.type)
         asked = [query for query in queries if query.source == speaks]

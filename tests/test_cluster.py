@@ -1,0 +1,135 @@
+"""A real Dask scheduler with worker processes does what one process does, and outlives a worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from collected import World, world
+from conftest import ROOT
+
+from tbforensics import cluster, manifest
+from tbforensics.case import open_case, prove
+from tbforensics.collect import collect
+from tbforensics.errors import ParametersError
+from tbforensics.model import Capture
+
+
+def command(module: str, *words: str | Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", f"distributed.cli.{module}", *map(str, words)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+class Cluster:
+    """address: of the scheduler. workers: their processes, of one thread each."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._told = folder / "scheduler.json"
+        self.scheduler = command(
+            "dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
+            "--scheduler-file", self._told,
+        )  # fmt: skip
+        while not self._told.exists():
+            time.sleep(0.05)
+            assert self.scheduler.poll() is None
+        self.address = cluster_address(self._told)
+        self.workers: list[subprocess.Popen[bytes]] = []
+
+    def start(self, count: int) -> None:
+        self.workers += [
+            command(
+                "dask_worker", self.address, "--nthreads", "1", "--no-nanny", "--no-dashboard",
+                "--local-directory", self._folder,
+            )
+            for _ in range(count)
+        ]  # fmt: skip
+
+    def stop(self) -> None:
+        for process in (*self.workers, self.scheduler):
+            process.kill()
+            process.wait()
+
+
+def cluster_address(told: Path) -> str:
+    while True:
+        try:
+            return str(json.loads(told.read_text())["address"])
+        except ValueError:
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    made = Cluster(tmp_path_factory.mktemp("dask"))
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+def home_of(folder: Path, here: World) -> Path:
+    (folder / "incidents").mkdir(parents=True)
+    shutil.copytree(here.home / "dumps", folder / "dumps")
+    return folder
+
+
+def rows_of(case: Path) -> dict[str, str]:
+    """What was asked of servers at other times is the same but for snapshots."""
+    return {
+        path: manifest.sha256_of(case / path)
+        for path in manifest.part_paths(case)
+        if "/snapshots/" not in path
+    }
+
+
+def test_a_cluster_that_cannot_do_the_work_is_told_before_anything_is_asked(
+    dask: Cluster, tmp_path: Path
+) -> None:
+    with pytest.raises(ParametersError, match="no Dask scheduler answers"):
+        cluster.workers("tcp://127.0.0.1:1", tmp_path, 0.5).__enter__()
+    with pytest.raises(ParametersError, match="has no workers"):
+        cluster.workers(dask.address, tmp_path, 0.5).__enter__()
+
+
+def test_workers_give_the_rows_of_one_process_though_one_of_them_dies(
+    dask: Cluster, tmp_path: Path
+) -> None:
+    here = world()
+    dask.start(3)
+    home, seen = home_of(tmp_path / "home", here), list[Capture]()
+
+    def kill_one(capture: Capture) -> None:
+        seen.append(capture)
+        if len(seen) == 20:
+            dask.workers[0].kill()
+
+    with cluster.workers(dask.address, home) as pool:
+        folder = collect(here.incident(), home, kill_one, pool)
+        assert dask.workers[0].wait(10) == -signal.SIGKILL
+        assert [check for check in prove(folder, recompute=True) if not check.holds] == []
+        assert rows_of(folder) == rows_of(here.case)
+        case, alone = open_case(folder), open_case(here.case)
+        assert len(seen) == len(case.manifest.captures) == len(alone.manifest.captures)
+        assert not [c for c in case.manifest.captures if c.error and c.query == "up"]
+        assert case.assessment.verdict is alone.assessment.verdict
+        each = "SELECT sid, count(*) AS n FROM part GROUP BY sid"
+        whole = "SELECT sid, sum(n)::BIGINT AS n FROM parts GROUP BY sid ORDER BY sid"
+        found = case.sql_by_part("samples", each, whole, pool)
+        assert found.equals(
+            case.sql("SELECT sid, count(*) AS n FROM samples GROUP BY 1 ORDER BY 1")
+        )
+    left = [path.name for path in (home / "incidents").iterdir() if path != folder]
+    assert left == [] and not (folder / ".making").exists()
