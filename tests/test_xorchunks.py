@@ -51,7 +51,7 @@ def series(draw: st.DrawFn) -> Samples:
     return samples
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.lists(series(), max_size=8))
 @example([[]])
 @example([[(T0, 1)], [(T0, 2), (T0 + 1, 3)], []])
@@ -126,7 +126,7 @@ def test_more_bits_than_a_value_has_are_refused():
     assert xorchunks.decode([chunk]).broken.keys() == {0}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(st.binary(max_size=60) | series().map(encoded), max_size=5), st.integers(0, 4))
 def test_any_bytes_are_samples_or_refused(chunks, place):
     found = xorchunks.decode(chunks)

@@ -14,6 +14,7 @@ from tbforensics.reading import promjson
 from tbforensics.reading.promjson import Broken, Floats, Ints, Item
 
 MOST_LABEL_NAMES = 1_000  # in one reply; each becomes a level of a frame's columns
+_MOST_NAME_CHARACTERS = 1 << 20  # in all of them
 
 
 def tables(
@@ -54,8 +55,9 @@ def _samples(capture: Capture, reply: promjson.Reply) -> Iterator[tuple[str, pa.
     yield "samples", samples_table(sid, times, values)
     if histograms:
         yield "histograms", rows("histograms", histograms)
-    if reply.broken or broken or few.refused:
-        yield quarantine(capture, [*reply.broken, *broken, *few.broken()])
+    broken += few.broken()
+    if reply.broken or broken:
+        yield quarantine(capture, [*reply.broken, *broken])
 
 
 class FewNames:
@@ -63,21 +65,29 @@ class FewNames:
 
     def __init__(self) -> None:
         self._names: set[str] = set()
-        self.refused = 0
+        self._characters = self._too_many = self._too_long = 0
 
     def admits(self, labels: Mapping[str, str]) -> bool:
         fresh = labels.keys() - self._names
+        if not fresh:
+            return True
+        characters = self._characters + sum(map(len, fresh))
         if len(self._names) + len(fresh) > MOST_LABEL_NAMES:
-            self.refused += 1
+            self._too_many += 1
+            return False
+        if characters > _MOST_NAME_CHARACTERS:
+            self._too_long += 1
             return False
         self._names |= fresh
+        self._characters = characters
         return True
 
     def broken(self) -> list[Broken]:
-        if not self.refused:
-            return []
-        reason = f"{self.refused} series have more than {MOST_LABEL_NAMES} label names"
-        return [Broken(-1, reason, b"")]
+        said = (
+            (self._too_many, f"more than {MOST_LABEL_NAMES} label names"),
+            (self._too_long, "label names of megabytes"),
+        )
+        return [Broken(-1, f"{count} series have {what}", b"") for count, what in said if count]
 
 
 def in_order(
