@@ -129,10 +129,10 @@ def row(ts_ms: int | None, rest: dict[str, Json]) -> Row:
     return Row(
         id=_take_int(rest, ("id",)),
         ts_ms=ts_ms,
-        level=_level(level) if level else None,
+        level=level_of(level) if level else None,
         message=_take_message(rest),
         correlation_id=_take_text(rest, _CORRELATIONS),
-        peer=(peer_hex(peer) or peer) if peer else None,
+        peer=peer_of(peer) if peer else None,
         tx=_take_text(rest, _TXS),
         block=_take_int(rest, _BLOCKS),
         target=_take_text(rest, _TARGETS),
@@ -186,9 +186,13 @@ def _take_int(rest: dict[str, Json], names: tuple[str, ...]) -> int | None:
     return None
 
 
-def _level(text: str) -> str:
+def level_of(text: str) -> str:
     upper = text.strip().upper()
     return _ONE_LEVEL.get(upper, upper)
+
+
+def peer_of(text: str) -> str:
+    return peer_hex(text) or text
 
 
 def _object(rest: dict[str, Json]) -> str:

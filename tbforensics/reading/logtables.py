@@ -1,28 +1,33 @@
-"""From the bytes of a log to the tables of `evidence`.
-
-`of_block` is the one function from bytes to a table; a faster one has only to return the same.
-"""
+"""From the bytes of a log to the tables of `evidence`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tbforensics.evidence import QUARANTINED_BYTES, SCHEMAS, rows
 from tbforensics.model import Json, Window, utc_text
 from tbforensics.reading import logstream
+from tbforensics.reading.logblock import Lines
+from tbforensics.reading.logcolumns import Ints, Mask, flags
 from tbforensics.reading.loglines import rows_of_element, rows_of_line
 from tbforensics.reading.logrows import UNKNOWN_CLOCK, Clock, LineError, Row
+from tbforensics.reading.logshapes import Shapes
 
 # A file that is no log at all must not fill the case with its pieces.
 MOST_QUARANTINED = 10_000
 _ENCRYPTED, _DECRYPT_FAILED = "<encrypted>", "<decrypt-failed>"
 _ELEMENTS_PER_TABLE = 50_000
+_AT_ONCE = 2  # pieces that are read while one is being written
 
 
 @dataclass
@@ -64,6 +69,7 @@ class Reading:
     window: lines outside it are counted and left out. A line without a time goes with the last
             line above it that has one.
     left_ms: lines of these milliseconds are left to another reply, which gives them all.
+    together: read lines that are made alike together. The rows are the same either way.
     """
 
     source: str
@@ -72,57 +78,97 @@ class Reading:
     window: Window | None = None
     clock: Clock = UNKNOWN_CLOCK
     left_ms: range | None = None
+    together: bool = True
+    shapes: Shapes = field(default_factory=Shapes)
 
     def __post_init__(self) -> None:
         self.tally = Tally()
         self._inside = True
-        self._range_ms = (
-            range(_ms(self.window.start), _ms(self.window.end)) if self.window else None
-        )
 
     def tables(self, body: BinaryIO) -> Iterator[tuple[str, pa.Table]]:
         """Rows of `log_lines` and `quarantine`; read `tally` when it has ended."""
         place = offset = 0
-        elements: list[logstream.Element] = []
         try:
-            for piece in logstream.read(body):
+            for piece, found in _in_turn(self._found_in, _grouped(logstream.read(body))):
                 place, offset = _end_of(piece)
-                if isinstance(piece, logstream.Block):
-                    yield from self.of_block(piece)
-                    continue
-                elements.append(piece)
-                if len(elements) == _ELEMENTS_PER_TABLE:
-                    yield from self.of_elements(elements)
-                    elements = []
-            yield from self.of_elements(elements)
+                yield from self.told(found)
         except logstream.StreamError as error:
-            yield from self.of_elements(elements)
             self.tally.stopped = str(error)
             yield self._quarantine([(place + 1, offset, str(error), b"")])
         if (more := self.tally.unreadable - MOST_QUARANTINED) > 0:
             reason = f"{more} more pieces of this file cannot be read"
             yield self._quarantine([(place + 1, offset, reason, b"")])
 
-    def of_block(self, block: logstream.Block) -> Iterator[tuple[str, pa.Table]]:
-        if block.too_long:
-            reason = f"longer than {logstream.LONGEST_LINE_BYTES} bytes: {block.too_long}"
-            yield from self._tables([], [(block.first_line, block.offset, reason, block.data)])
-            return
-        kept: list[_Kept] = []
-        refused: list[_Refused] = []
-        offset = block.offset
-        for line, data in enumerate(block.data.split(b"\n"), block.first_line):
-            self._read(rows_of_line, data, line, offset, kept, refused)
-            offset += len(data) + 1
-        yield from self._tables(kept, refused)
+    def of_elements(self, elements: Sequence[logstream.Element]) -> Iterator[tuple[str, pa.Table]]:
+        yield from self.told(self._found_in(elements))
 
-    def of_elements(self, elements: list[logstream.Element]) -> Iterator[tuple[str, pa.Table]]:
+    def told(self, found: Found) -> Iterator[tuple[str, pa.Table]]:
+        """What was found, in the order of the file: counted, and without what lies outside."""
+        rows = self._counted(found.rows)
+        if len(rows):
+            yield "log_lines", rows
+        room = max(0, MOST_QUARANTINED - self.tally.unreadable)
+        self.tally.unreadable += len(found.refused)
+        if found.refused[:room]:
+            yield self._quarantine(found.refused[:room])
+
+    # --- from bytes to rows: changes nothing here, so that several pieces may be read at once -----
+
+    def _found_in(self, piece: _Piece) -> Found:
         kept: list[_Kept] = []
         refused: list[_Refused] = []
-        for element in elements:
-            place, offset = element.place, element.offset
-            self._read(rows_of_element, element.data, place, offset, kept, refused)
-        yield from self._tables(kept, refused)
+        if not isinstance(piece, logstream.Block):
+            for element in piece:
+                place, offset = element.place, element.offset
+                self._read(rows_of_element, element.data, place, offset, kept, refused)
+        elif piece.too_long:
+            reason = f"longer than {logstream.LONGEST_LINE_BYTES} bytes: {piece.too_long}"
+            refused.append((piece.first_line, piece.offset, reason, piece.data))
+        elif self.together:
+            return self._read_together(piece)
+        else:
+            offset = piece.offset
+            for line, data in enumerate(piece.data.split(b"\n"), piece.first_line):
+                self._read(rows_of_line, data, line, offset, kept, refused)
+                offset += len(data) + 1
+        return Found(self._one_by_one(kept), refused)
+
+    def _read_together(self, block: logstream.Block) -> Found:
+        lines = Lines(block.data)
+        left = np.ones(len(lines.starts), np.bool_)
+        tables = []
+        for table in self.shapes.read(lines):
+            number = table["line"].to_numpy()
+            left[number] = False
+            tables.append(self._placed(table, number, lines.starts[number], block))
+        kept: list[_Kept] = []
+        refused: list[_Refused] = []
+        for i in np.flatnonzero(left).tolist():
+            number, offset = block.first_line + i, block.offset + int(lines.starts[i])
+            self._read(rows_of_line, lines.data(i), number, offset, kept, refused)
+        if kept:
+            tables.append(self._one_by_one(kept))
+        if len(tables) == 1:
+            return Found(tables[0], refused)
+        rows = pa.concat_tables([_NONE, *tables]).combine_chunks()
+        return Found(rows.take(np.argsort(rows["line"].to_numpy(), kind="stable")), refused)
+
+    def _placed(
+        self, rows: pa.Table, number: Ints, start: Ints, block: logstream.Block
+    ) -> pa.Table:
+        """Rows whose lines are counted from 0 in a block, as lines of the file."""
+        said = rows.columns[rows.column_names.index("line") + 1 :]
+        lines, offsets = number + block.first_line, start + block.offset
+        named = [pa.repeat(pa.scalar(name), len(rows)) for name in (self.source, self.file)]
+        return pa.table([*named, lines, offsets, *said], schema=_NONE.schema)
+
+    def _one_by_one(self, kept: list[_Kept]) -> pa.Table:
+        if not kept:
+            return _NONE
+        columns = [[self.source] * len(kept), [self.file] * len(kept), *zip(*kept, strict=True)]
+        types = _NONE.schema.types
+        arrays = [pa.array(column, kind) for column, kind in zip(columns, types, strict=True)]
+        return pa.table(arrays, schema=_NONE.schema)
 
     def _read(
         self,
@@ -145,54 +191,52 @@ class Reading:
         for row in found:
             if isinstance(row, LineError):
                 refused.append((line, offset, str(row), data))
-            elif self._counted(row):
+            else:
                 kept.append((line, offset, *row))
 
-    def _counted(self, row: Row) -> bool:
-        """Whether to keep the row; counts it either way."""
-        tally, ts_ms = self.tally, row.ts_ms
-        if self.left_ms and ts_ms in self.left_ms:
-            tally.left_to_next_page += 1
-            return False
-        tally.rows += 1
-        if ts_ms is None:
-            tally.without_time += 1
-        else:
-            self._inside = self._range_ms is None or ts_ms in self._range_ms
-            tally.first_ms = ts_ms if tally.first_ms is None else min(tally.first_ms, ts_ms)
-            tally.last_ms = ts_ms if tally.last_ms is None else max(tally.last_ms, ts_ms)
-        if not self._inside:
-            tally.outside_window += 1
-            return False
-        tally.kept += 1
-        tally.encrypted += row.message == _ENCRYPTED
-        tally.decrypt_failed += row.message == _DECRYPT_FAILED
-        return True
+    # --- counting: row after row, in the order of the file ---------------------------------------
 
-    def _tables(self, kept: list[_Kept], refused: list[_Refused]) -> Iterator[tuple[str, pa.Table]]:
-        if kept:
-            count, schema = len(kept), SCHEMAS["log_lines"]
-            columns = [[self.source] * count, [self.file] * count, *zip(*kept, strict=True)]
-            yield (
-                "log_lines",
-                pa.Table.from_arrays(
-                    [
-                        pa.array(column, kind)
-                        for column, kind in zip(columns, schema.types, strict=True)
-                    ],
-                    schema=schema,
-                ),
-            )
-        room = max(0, MOST_QUARANTINED - self.tally.unreadable)
-        self.tally.unreadable += len(refused)
-        if refused[:room]:
-            yield self._quarantine(refused[:room])
+    def _counted(self, rows: pa.Table) -> pa.Table:
+        """The rows to keep; counts all of them."""
+        tally, ts = self.tally, rows["ts"].cast(pa.int64())
+        if self.left_ms:
+            left = flags(_within(ts, self.left_ms))
+            tally.left_to_next_page += int(np.count_nonzero(left))
+            rows, ts = rows.filter(pa.array(~left)), ts.filter(pa.array(~left))
+        if not len(rows):
+            return rows
+        tally.rows += len(rows)
+        tally.without_time += ts.null_count
+        if ts.null_count < len(ts):
+            first, last = pc.min_max(ts).as_py().values()
+            tally.first_ms = first if tally.first_ms is None else min(tally.first_ms, first)
+            tally.last_ms = last if tally.last_ms is None else max(tally.last_ms, last)
+        inside = self._are_inside(ts)
+        if not inside.all():
+            rows = rows.filter(pa.array(inside))
+        tally.outside_window += len(ts) - len(rows)
+        tally.kept += len(rows)
+        tally.encrypted += _count(rows["message"], _ENCRYPTED)
+        tally.decrypt_failed += _count(rows["message"], _DECRYPT_FAILED)
+        return rows
+
+    def _are_inside(self, ts: pa.ChunkedArray) -> Mask:
+        if self.window is None:
+            return np.ones(len(ts), np.bool_)
+        span = range(_ms(self.window.start), _ms(self.window.end))
+        has_time = flags(ts.is_valid())
+        # Of each row, the last one up to it that has a time; before the first, what was before.
+        told_by = np.maximum.accumulate(np.where(has_time, np.arange(len(ts)), -1))
+        within = np.append(flags(_within(ts, span)), self._inside)
+        inside: Mask = within[told_by]
+        self._inside = bool(inside[-1])
+        return inside
 
     def refusal(self, reason: str, data: bytes) -> tuple[str, pa.Table]:
         """All of it is refused, as one row of `quarantine`."""
         return self._quarantine([(1, 0, reason, data)])
 
-    def _quarantine(self, refused: list[_Refused]) -> tuple[str, pa.Table]:
+    def _quarantine(self, refused: Sequence[_Refused]) -> tuple[str, pa.Table]:
         return "quarantine", rows(
             "quarantine",
             [
@@ -228,9 +272,74 @@ _Kept = tuple[object, ...]  # line, offset and the columns of a Row, in the tabl
 _Refused = tuple[int, int, str, bytes]  # line, offset, reason, bytes
 
 
-def _end_of(piece: logstream.Block | logstream.Element) -> tuple[int, int]:
-    if isinstance(piece, logstream.Element):
-        return piece.place, piece.offset + len(piece.data)
+_Piece = logstream.Block | Sequence[logstream.Element]
+_NONE = SCHEMAS["log_lines"].empty_table()
+
+
+class Found(NamedTuple):
+    """What a piece of a file holds, in its order."""
+
+    rows: pa.Table
+    refused: Sequence[_Refused] = ()
+
+
+def _grouped(pieces: Iterator[logstream.Block | logstream.Element]) -> Iterator[_Piece]:
+    """Elements by their thousands. Errors: StreamError, after all that came before it."""
+    elements: list[logstream.Element] = []
+    stopped = None
+    try:
+        for piece in pieces:
+            if isinstance(piece, logstream.Block):
+                yield piece
+                continue
+            elements.append(piece)
+            if len(elements) == _ELEMENTS_PER_TABLE:
+                yield elements
+                elements = []
+    except logstream.StreamError as error:
+        stopped = error
+    if elements:
+        yield elements
+    if stopped:
+        raise stopped
+
+
+def _in_turn(
+    work: Callable[[_Piece], Found], pieces: Iterator[_Piece]
+) -> Iterator[tuple[_Piece, Found]]:
+    """Each piece and what was found in it, in order, while the next ones are being read.
+
+    Errors: StreamError, after all that came before it.
+    """
+    ahead: deque[tuple[_Piece, Future[Found]]] = deque()
+    stopped = None
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        try:
+            for piece in pieces:
+                ahead.append((piece, pool.submit(work, piece)))
+                if len(ahead) > _AT_ONCE:
+                    piece, found = ahead.popleft()
+                    yield piece, found.result()
+        except logstream.StreamError as error:
+            stopped = error
+        for piece, found in ahead:
+            yield piece, found.result()
+    if stopped:
+        raise stopped
+
+
+def _within(ts: pa.ChunkedArray, span: range) -> pa.ChunkedArray:
+    inside = pc.and_(pc.greater_equal(ts, span.start), pc.less(ts, span.stop))
+    return inside.fill_null(False)
+
+
+def _count(texts: pa.ChunkedArray, text: str) -> int:
+    return pc.sum(pc.equal(texts, text)).as_py() or 0
+
+
+def _end_of(piece: _Piece) -> tuple[int, int]:
+    if not isinstance(piece, logstream.Block):
+        return piece[-1].place, piece[-1].offset + len(piece[-1].data)
     if piece.too_long:
         return piece.first_line, piece.offset + piece.too_long
     newlines = piece.data.count(b"\n", 0, -1)  # the last one ends a line and begins none

@@ -1,0 +1,88 @@
+"""The lines of a block of a log: where each begins and ends, and where its quotes are."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tbforensics.reading.logcolumns import Ints
+from tbforensics.reading.logstream import LONGEST_LINE_BYTES
+
+AHEAD_BYTES = 16_384  # that can be looked at from any place in a block, its end too
+_NEWLINE, _RETURN, _QUOTE, _BACKSLASH, _SPACE = b'\n\r"\\ '
+
+
+class Lines:
+    """starts, ends: of each line, without its newline.
+    quotes_in: how many quotes each line has, without escaped ones.
+    sure: lines that are UTF-8, without control characters, and with no escapes but those that
+          orjson would write in the same way.
+    words: the eight bytes from each place on, as one number.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data + bytes(AHEAD_BYTES + 8)
+        self.bytes = np.frombuffer(self._data, np.uint8)[: len(data)]
+        self.words = np.ndarray(len(data) + AHEAD_BYTES, "<u8", self._data, strides=(1,))
+        self.ends = np.flatnonzero(self.bytes == _NEWLINE)
+        if not data.endswith(b"\n"):
+            self.ends = np.append(self.ends, len(data))
+        self.starts = np.concatenate(([0], self.ends[:-1] + 1))
+        self.sure = self.ends - self.starts <= LONGEST_LINE_BYTES
+        self.has_escapes = b"\\" in data
+        self._quotes = np.flatnonzero(self._without_escaped() == _QUOTE)
+        self._first = np.searchsorted(self._quotes, self.starts)
+        self.quotes_in = np.diff(self._first, append=len(self._quotes))
+        self._doubt_control_characters()
+        self._doubt_what_is_no_utf8(data)
+
+    def data(self, line: int) -> bytes:
+        return self._data[self.starts[line] : self.ends[line]]
+
+    def places(self, lines: Ints, quotes: int) -> list[Ints]:
+        """Where these lines, which have so many quotes, start; where each quote is; where they
+        end."""
+        each = self._quotes[self._first[lines] + np.arange(quotes)[:, None]]
+        return [self.starts[lines], *each, self.ends[lines]]
+
+    def texts(self, begin: Ints, end: Ints) -> pa.Array:
+        """What stands at these places, of which each pair comes after the one before."""
+        places = np.empty(2 * len(begin), np.int32)
+        places[0::2], places[1::2] = begin, end
+        buffers = [None, pa.py_buffer(places), pa.py_buffer(self._data)]
+        # Arrow takes texts to follow each other, so what lies between two is a text as well.
+        with_gaps = pa.Array.from_buffers(pa.string(), max(0, len(places) - 1), buffers)
+        return with_gaps.take(pa.array(np.arange(0, len(places), 2)))
+
+    def _doubt(self, places: Ints) -> None:
+        self.sure[np.searchsorted(self.ends, places)] = False
+
+    def _without_escaped(self) -> npt.NDArray[np.uint8]:
+        """The bytes, without quotes and backslashes that are escaped."""
+        if not self.has_escapes:
+            return self.bytes
+        bare = self._data.replace(b"\\\\", b"  ").replace(b'\\"', b"  ")
+        found = np.frombuffer(bare, np.uint8)
+        escapes = np.flatnonzero(found == _BACKSLASH)
+        plain = np.isin(found[escapes + 1], np.frombuffer(b"bfnrt", np.uint8))
+        self._doubt(escapes[~plain])
+        return found
+
+    def _doubt_control_characters(self) -> None:
+        control = self.bytes < _SPACE
+        if np.count_nonzero(control) > len(self.ends):
+            places = np.flatnonzero(control & (self.bytes != _NEWLINE))
+            is_end = (self.bytes[places] == _RETURN) & np.isin(places + 1, self.ends)
+            self._doubt(places[~is_end])
+
+    def _doubt_what_is_no_utf8(self, data: bytes) -> None:
+        rest, at = memoryview(data), 0
+        while not data.isascii():
+            try:
+                str(rest[at:], "utf-8")
+                return
+            except UnicodeDecodeError as error:
+                line = int(np.searchsorted(self.ends, at + error.start))
+                self.sure[line] = False
+                at = min(int(self.ends[line]) + 1, len(data))
