@@ -29,8 +29,13 @@ Floats = npt.NDArray[np.float64]
 _Words = npt.NDArray[np.uint64]
 
 # Fewer lanes share a step's costs less well, more leave the cache. Cells bound what ragged lanes
-# take, were one of them to claim 65,535 samples.
+# take.
 _LANES, _CELLS = 8192, 1 << 22
+
+# Servers keep 120 to 240 samples in a chunk. One with very many, which may be of 2 bits each, has
+# no lanes beside it: 16 KB could take a second, and megabytes of such chunks hours.
+MOST_OF_A_CHUNK = 1 << 14
+_TOO_MUCH = "it claims more samples than it has room for, or than a server keeps in one"
 
 _ONE, _TWO = np.uint64(1), np.uint64(2)
 _BEGINS_1, _BEGINS_11 = np.uint64(1 << 63), np.uint64(3 << 62)  # this, or more
@@ -63,7 +68,7 @@ class Decoded:
 
 
 def claims(chunks: Sequence[bytes]) -> Ints:
-    """How many samples each chunk says that it has. -1 when it has no room for so many.
+    """How many samples each chunk says that it has; -1 when it cannot be so many.
 
     The first takes 9 bytes or more, the second 9 bits, each further one 2.
     """
@@ -71,7 +76,7 @@ def claims(chunks: Sequence[bytes]) -> Ints:
     counts = np.frombuffer(heads, ">u2").astype(np.int64)
     bits = 8 * np.fromiter(map(len, chunks), np.int64, len(chunks)) - 16
     least = np.where(counts < 2, 72 * counts, 77 + 2 * counts)
-    return np.where(bits < least, -1, counts)
+    return np.where((bits < least) | (counts > MOST_OF_A_CHUNK), -1, counts)
 
 
 def decode(chunks: Sequence[bytes], claimed: Ints | None = None) -> Decoded:
@@ -81,18 +86,32 @@ def decode(chunks: Sequence[bytes], claimed: Ints | None = None) -> Decoded:
     Memory:  16 bytes for each sample that is claimed, and 200 MB at most beside.
     """
     counts = claims(chunks) if claimed is None else claimed
-    broken = dict.fromkeys(np.flatnonzero(counts < 0).tolist(), "it has no room for its samples")
-    counts = np.maximum(counts, 0)
     wrong = np.zeros(len(chunks), bool)
+    broken = dict.fromkeys(np.flatnonzero(counts < 0).tolist(), _TOO_MUCH)
+    counts = np.maximum(counts, 0)
+    starts = np.cumsum(counts) - counts
     times = np.empty(int(counts.sum()), np.int64)
     values = np.empty(len(times), np.uint64)
-    start = 0
-    for first, last in _blocks(counts):
-        end = start + int(counts[first:last].sum())
-        wrong[first:last] = _read(
-            chunks[first:last], counts[first:last], times[start:end], values[start:end]
-        )
-        start = end
+    for places in _together(counts):
+        lanes = _Lanes([chunks[place] for place in places.tolist()], counts[places])
+        if lanes.even and places[-1] - places[0] == len(places) - 1:
+            part = slice(starts[places[0]], starts[places[0]] + len(places) * lanes.width)
+            shape = (len(places), lanes.width)
+            lanes.read(times[part].reshape(shape), values[part].reshape(shape))
+        else:
+            times_of = np.empty((len(places), lanes.width), np.int64)
+            values_of = np.empty_like(times_of, np.uint64)
+            lanes.read(times_of, values_of)
+            ranks = np.argsort(places)
+            first = np.arange(len(places)) * lanes.width
+            cells = _runs(first[ranks], counts[places[ranks]])
+            if len(cells) == len(times):
+                times_of.take(cells, out=times, mode="clip")
+                values_of.take(cells, out=values, mode="clip")
+            else:
+                at = _runs(starts[places[ranks]], counts[places[ranks]])
+                times[at], values[at] = times_of.take(cells), values_of.take(cells)
+        wrong[places] = lanes.damaged()
     if wrong.any():
         kept = ~np.repeat(wrong, counts)
         times, values, counts = times[kept], values[kept], np.where(wrong, 0, counts)
@@ -100,62 +119,42 @@ def decode(chunks: Sequence[bytes], claimed: Ints | None = None) -> Decoded:
     return Decoded(counts, times, values.view(np.float64), broken)
 
 
-def _blocks(counts: Ints) -> Iterator[tuple[int, int]]:
-    """Ranges of chunks that are read together."""
-    first = widest = 0
-    for place, count in enumerate(counts.tolist()):
-        widest = max(widest, count)
-        lanes = place + 1 - first
-        if lanes > _LANES or (lanes > 1 and lanes * widest > _CELLS):
-            yield first, place
-            first, widest = place, count
-    if first < len(counts):
-        yield first, len(counts)
+def _together(counts: Ints) -> Iterator[Ints]:
+    """Places of the chunks that are read together, the fullest chunk first; empty ones nowhere.
 
-
-def _read(
-    chunks: Sequence[bytes], counts: Ints, times: Ints, values: _Words
-) -> npt.NDArray[np.bool_]:
-    """Writes the samples of each chunk after those of the chunk before; which chunks are damaged.
-
-    The fullest chunk has the first lane, so that lanes end from the last to the first.
+    Chunks of a length go together: a lane costs by how many others go as far.
     """
-    order = np.argsort(-counts, kind="stable")
-    lanes = _Lanes(chunks, counts, order)
-    if (counts == lanes.width).all():
-        shape = (len(counts), lanes.width)
-        lanes.read(times.reshape(shape), values.reshape(shape))
-    else:
-        times_of = np.empty((len(counts), lanes.width), np.int64)
-        values_of = np.empty_like(times_of, np.uint64)
-        lanes.read(times_of, values_of)
-        starts = np.cumsum(counts) - counts
-        cells = np.arange(len(times))
-        cells += np.repeat(np.argsort(order) * lanes.width - starts, counts)
-        times_of.take(cells, out=times, mode="clip")
-        values_of.take(cells, out=values, mode="clip")
-    damaged = np.empty(len(counts), bool)
-    damaged[order] = lanes.damaged
-    return damaged
+    order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+    first = 0
+    while first < len(order):
+        last = first + min(_LANES, max(1, _CELLS // int(counts[order[first]])))
+        yield order[first:last]
+        first = last
+
+
+def _runs(starts: Ints, lengths: Ints) -> Ints:
+    """The numbers from each start on, so many."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1]) + np.repeat(starts - ends + lengths, lengths)
 
 
 class _Lanes:
-    """Chunks that are read together, in the order given."""
+    """Chunks that are read together, the fullest first; so lanes end from the last to the first."""
 
-    def __init__(self, chunks: Sequence[bytes], counts: Ints, order: Ints) -> None:
+    def __init__(self, chunks: Sequence[bytes], counts: Ints) -> None:
         lengths = np.fromiter(map(len, chunks), np.int64, len(chunks))
-        ends = np.cumsum(lengths)
         body = b"".join(chunks)
         body += bytes(-len(body) % 8 + 16)
         self._words = np.frombuffer(body, ">u8").astype(np.uint64)
         self._next = self._words[1:]
-        self._counts, self._ends = counts[order], 8 * ends[order]
-        self._at = 8 * (ends - lengths + 2)[order]  # bits; after the count
-        self.width = int(self._counts[0])
+        self._counts, self._ends = counts, 8 * np.cumsum(lengths)
+        self._at = self._ends - 8 * lengths + 16  # bits; after the count
+        self.width = int(counts[0])
+        self.even = bool(counts[-1] == self.width)
 
-    @property
     def damaged(self) -> npt.NDArray[np.bool_]:
-        return (self._at > self._ends) & (self._counts > 0)
+        """Which lanes have read past their ends."""
+        return self._at > self._ends
 
     def read(self, times: Ints, values: _Words) -> None:
         """Fills a table of one row for each lane, as far as it has samples."""
