@@ -37,6 +37,7 @@ from tbforensics.case import Case
 from tbforensics.errors import EvidenceError, ParametersError
 from tbforensics.model import Capture, Incident, Json
 from tbforensics.pseudonyms import Pattern, Pseudonyms, Rules
+from tbforensics.reading import remoteread
 from tbforensics.report_page.bundle import vega_bundle
 
 KEY_BYTES = 32
@@ -258,9 +259,9 @@ class _Bodies:
                 yield text
 
     def text(self, sha256: str) -> tuple[bytes, str | None]:
-        """The first bytes, which tell how it was compressed, and the text beneath."""
+        """The reply as it came, and the text beneath."""
         body = self.case.body(self.captures[sha256])
-        return body[:4], _text_of(body)
+        return body, _text_of(body)
 
 
 def _text_of(body: bytes) -> str | None:
@@ -272,8 +273,11 @@ def _text_of(body: bytes) -> str | None:
             body = _unzstd(body)
     except (OSError, EOFError, zlib.error, zstandard.ZstdError):
         return None
-    if len(body) > _LONGEST_EXPANDED_BYTES or b"\0" in body:
+    if len(body) > _LONGEST_EXPANDED_BYTES:
         return None
+    if b"\0" in body:  # the labels of a remote read reply are its only text
+        labels = remoteread.labels_in(body)
+        return None if labels is None else _text(labels)
     return _plain(body.decode("utf-8", "surrogateescape"))
 
 
@@ -306,12 +310,15 @@ def _plain(text: str) -> str:
     return re.sub(r"\\(?:u00([2-7][0-9A-Fa-f])|\\|/)", spelled, text)
 
 
-def _packed(text: str, head: bytes) -> bytes:
+def _packed(text: str, like: bytes) -> bytes:
+    """Another text in the form in which a reply came."""
     body = text.encode("utf-8", "surrogateescape")
-    if head[:2] == _GZIP:
+    if like[:2] == _GZIP:
         return gzip.compress(body, mtime=0)
-    if head == _ZSTD:
+    if like[:4] == _ZSTD:
         return zstandard.ZstdCompressor().compress(body)
+    if b"\0" in like:
+        return remoteread.with_labels(like, json.loads(text))
     return body
 
 
@@ -323,17 +330,17 @@ def _replies(
     (copy / "raw").mkdir()
     fresh: dict[str, str | None] = {}
     for sha256 in sorted(bodies.captures):
-        head, text = bodies.text(sha256)
+        body, text = bodies.text(sha256)
         if text is None:
             fresh[sha256] = None
             continue
         cleaned = names.clean(text)
         if cleaned == text:
-            chunks = [original.body(bodies.captures[sha256])]
+            chunks = [body]
         else:
             if _is_json(text) and not _is_json(cleaned):
                 raise _no_json(f"raw/{sha256}.zst")
-            chunks = [_packed(cleaned, head)]
+            chunks = [_packed(cleaned, body)]
         fresh[sha256], _ = archive.keep(chunks)
     return fresh
 

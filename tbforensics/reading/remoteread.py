@@ -102,6 +102,52 @@ def tables(
         yield promrows.quarantine(capture, broken)
 
 
+# --- labels --------------------------------------------------------------------------------
+
+
+def labels_in(body: bytes) -> list[dict[str, str]] | None:
+    """The labels of each series of a reply, in its order; None for what is no whole reply."""
+    from tbforensics.reading import prompb
+
+    found = []
+    try:
+        for frame in _frames(io.BytesIO(body)):
+            if frame.why:
+                return None
+            message = prompb.ChunkedReadResponse.FromString(frame.payload)
+            found += [
+                {label.name.decode(): label.value.decode() for label in series.labels}
+                for series in message.chunked_series
+            ]
+    except (prompb.DecodeError, UnicodeDecodeError):
+        return None
+    return found
+
+
+def with_labels(body: bytes, labels: Sequence[Mapping[str, str]]) -> bytes:
+    """A whole reply with other labels on the same samples, series by series."""
+    from tbforensics.reading import prompb
+
+    frames, named = [], iter(labels)
+    for frame in _frames(io.BytesIO(body)):
+        message = prompb.ChunkedReadResponse.FromString(frame.payload)
+        for series in message.chunked_series:
+            del series.labels[:]
+            for name, value in sorted(next(named).items()):
+                series.labels.add(name=name.encode(), value=value.encode())
+        frames.append(_framed(message.SerializeToString()))
+    return b"".join(frames)
+
+
+def _framed(payload: bytes) -> bytes:
+    length, head = len(payload), bytearray()
+    while length > 127:
+        head.append(length & 127 | 128)
+        length >>= 7
+    head.append(length)
+    return bytes(head) + google_crc32c.value(payload).to_bytes(_CRC_BYTES) + payload
+
+
 # --- frames --------------------------------------------------------------------------------
 
 
