@@ -349,6 +349,10 @@ def test_series_with_label_names_without_end_are_set_aside_as_from_json():
     expected = gathered(promrows.tables(capture(), promjson.read_reply(as_json), samples="samples"))
     assert read(framed(*frames)) == expected
     assert reasons(expected) == ["100 series have more than 1000 label names"]
+    endless = message(({str(n): "x" for n in range(2000)}, [encoded(GOOD)]))
+    tables = read(framed(endless, GOOD_FRAME))
+    assert samples(tables) == GOOD_ROWS
+    assert reasons(tables) == ["a series has labels without end"]
     long = [message(({"x" * 700_000 + str(n): "y"}, [encoded(GOOD)])) for n in range(3)]
     assert reasons(read(framed(*long))) == ["2 series have label names of megabytes"]
 

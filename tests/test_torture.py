@@ -45,7 +45,7 @@ def test_a_row_gets_what_it_expects(row: Row, bench: Bench) -> None:
     assert not outcome.counts.lost
 
 
-@pytest.mark.parametrize("name", ["promjson", "loglines", "custody"])
+@pytest.mark.parametrize("name", ["promjson", "remoteread", "loglines", "custody"])
 def test_a_parser_survives_bytes_that_nobody_thought_of(name: str) -> None:
     result = fuzz.run(name, 150, 1)
     assert result.executions >= 40 and not result.failures

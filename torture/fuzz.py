@@ -34,7 +34,7 @@ from tbforensics.credentials import read_credentials
 from tbforensics.errors import EvidenceError, ForensicsError, ParametersError
 from tbforensics.model import Capture, Window
 from tbforensics.promql import text as promql
-from tbforensics.reading import loglines, promjson
+from tbforensics.reading import loglines, promjson, remoteread, xorchunks
 from tbforensics.reading.envelopes import Keys, Shut, unseal
 from tbforensics.reading.logrows import LineError
 from torture import ROOT
@@ -366,9 +366,57 @@ def _numbers(_: Seed, content: bytes) -> object:
     return promjson.numbers(reply.items)
 
 
+def _chunks() -> list[Seed]:
+    from xor_encoder import STALE, bits_of, encoded
+
+    start = round(_DAY.timestamp() * 1000)
+    even = [(start + 15_000 * n, bits_of(float(n % 7))) for n in range(120)]
+    rough = [(start + n * n * 977, bits_of(n / 7)) for n in range(120)]
+    gone = [(start, bits_of(1.0)), (start + 1, STALE), (start + 2**40, bits_of(-0.0))]
+    return [Seed(encoded(samples)) for samples in (even, rough, gone, even[:1], even[:2])]
+
+
+def _streamed() -> list[Seed]:
+    """What a frame of a remote read reply holds."""
+    from tbforensics.reading import prompb
+
+    message = prompb.ChunkedReadResponse()
+    for kind, chunk in zip((1, 1, 1, 2, 9), _chunks(), strict=True):
+        series = message.chunked_series.add()
+        series.labels.add(name=b"__name__", value=b"m")
+        series.labels.add(name=b"kind", value=b"%d" % (kind // 2))
+        series.chunks.add(type=kind, data=chunk.content, min_time_ms=1, max_time_ms=2)
+        series.chunks.add(type=1, data=chunk.content)
+    return [Seed(message.SerializeToString())]
+
+
+def _frames(_: Seed, content: bytes) -> object:
+    """With a good checksum, or nothing behind it would ever be reached; and without."""
+    import google_crc32c
+
+    length, head = len(content), bytearray()
+    while length > 127:
+        head.append(length & 127 | 128)
+        length >>= 7
+    framed = bytes([*head, length]) + google_crc32c.value(content).to_bytes(4) + content
+    for body in (framed * 2 + content, content):
+        remoteread.explain(body)
+        for _table in remoteread.tables(_capture("samples"), io.BytesIO(body)):
+            pass
+    return None
+
+
+def _decoded(_: Seed, content: bytes) -> object:
+    found = xorchunks.decode([content, content[:50], content])
+    assert len(found.times) == found.counts.sum()
+    return found
+
+
 TARGETS: Mapping[str, Target] = {
     "prometheus.parse": Target(lambda: _sealed("prometheus"), _parse("prometheus")),
     "promjson": Target(lambda: _sealed("prometheus"), _numbers),
+    "remoteread": Target(_streamed, _frames, weight=0.5),
+    "xorchunks": Target(_chunks, _decoded),
     "logs.parse": Target(
         lambda: [*_sealed("logs"), *_files("file", "njord/app.ndjson", "the-block/search*.json")],
         _parse("logs"),

@@ -275,6 +275,11 @@ class _Reading:
             self.doubt(frame.offset, "a frame answers what was not asked", frame.payload)
             return
         for series in message.chunked_series:
+            if not series.chunks:
+                continue
+            if len(series.labels) > promrows.MOST_LABEL_NAMES:
+                self.doubt(frame.offset, "a series has labels without end", frame.payload)
+                continue
             raw = tuple([(label.name, label.value) for label in series.labels])
             if self._held > (_HELD_BYTES if raw != self._last else 2 * _HELD_BYTES):
                 yield from self.flush()
