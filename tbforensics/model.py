@@ -254,6 +254,11 @@ class Coverage:
         """A verdict of `cleared` may rest on it."""
         return self.state == "covered"
 
+    @property
+    def missing(self) -> bool:
+        """An answer went wrong, or one is not there that the kind cannot do without."""
+        return self.state in ("failed", "partial") or (self.required and not self.enough)
+
 
 @dataclass(frozen=True)
 class Doubt:

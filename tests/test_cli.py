@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from collected import World, scenario, world
 from conftest import ROOT
 
-from tbforensics import cli, parameters, plugins
+from tbforensics import cli, kinds, parameters, plugins
 from tbforensics.cli import main
 from tbforensics.manifest import custody
 
@@ -69,7 +69,7 @@ def test_the_exit_codes_are_in_the_readme() -> None:
         assert re.search(rf"`{code}` \w", readme), code
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"], ["kinds"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys\n"
@@ -80,7 +80,8 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     run = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
     loaded = set(run.stdout.rpartition("LOADED")[2].split())
     heavy = {"pandas", "numpy", "duckdb", "pyarrow", "requests", "papermill", "altair", "pydantic",
-             "nbformat", "scipy", "yaml", "cryptography"}  # fmt: skip
+             "nbconvert", "nbformat", "jupyter_client", "multiprocessing", "scipy", "yaml",
+             "cryptography"}  # fmt: skip
     assert "click" in loaded and not loaded & heavy
 
 
@@ -217,7 +218,7 @@ def test_a_mistake_is_told_in_words_and_without_a_traceback(tmp_path: Path, name
 
 
 def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugins, "kind_names", lambda: 1 / 0)
+    monkeypatch.setattr(kinds, "questions", lambda: 1 / 0)
     result = CliRunner().invoke(main, ["kinds"])
     assert isinstance(result.exception, ZeroDivisionError)
 
@@ -317,7 +318,8 @@ def test_new_writes_a_file_that_run_accepts_and_a_new_project_gets_its_cases_bes
 def test_kinds_and_sources_are_listed_with_what_they_are_for() -> None:
     listed = tbforensics("kinds").output
     for name in plugins.kind_names():
-        assert re.search(rf"^{name} +\S.*\?$", listed, re.MULTILINE), name
+        question = re.escape(plugins.load_kind(name).question)
+        assert re.search(rf"^{name} +{question}$", listed, re.MULTILINE), name
     listed = tbforensics("sources").output
     for name in plugins.source_names():
         assert re.search(rf"^{name} +\S", listed, re.MULTILINE), name

@@ -6,6 +6,8 @@ import base64
 import gzip
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -469,6 +471,15 @@ def test_a_phone_scrolls_tables_and_not_the_page(browser, tmp_path):
     opened(browser, tmp_path, new_notebook(cells=story))
     assert browser.run("document.documentElement.scrollWidth") <= 390
     browser.look()
+
+
+@pytest.mark.parametrize("room", ["report", "charts"])
+def test_nobody_waits_for_a_grammar_that_nobody_uses(room):
+    code = (
+        f"import sys, tbforensics.{room}; print('jsonschema' in sys.modules, 'lark' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "True False\n"
 
 
 def test_the_blob_of_a_chart_is_the_data_of_the_notebook():

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
-from nbformat import NotebookNode
 
 from tbforensics.report_page.chart_json import CHART_MIME
+from tbforensics.report_page.quick import without_slow_grammar
 from tbforensics.report_page.safe import Gate, Heading, plain, prose
 from tbforensics.report_page.text import text_of, visible
+
+with without_slow_grammar():
+    from nbformat import NotebookNode
 
 _FIGURE = Markup(
     '<figure class="chart">{picture}<div class="live" hidden></div>'

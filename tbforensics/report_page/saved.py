@@ -9,11 +9,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import nbformat
-from nbformat import NotebookNode
-
+from tbforensics.report_page.quick import without_slow_grammar
 from tbforensics.report_page.safe import plain
 from tbforensics.report_page.text import text_of
+
+with without_slow_grammar():
+    import nbformat
+    from nbformat import NotebookNode
 
 FAILURE_TAG = "tbforensics-failure"
 MARKER_TAGS = {FAILURE_TAG, "papermill-error-cell-tag"}
