@@ -13,7 +13,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import cramjam
-import google_crc32c
 import prometheus_server
 import pyarrow as pa
 import pytest
@@ -26,7 +25,7 @@ from xor_encoder import STALE, bits_of, encoded, value_of
 from tbforensics.evidence import SCHEMAS, series_id
 from tbforensics.model import Capture, Window
 from tbforensics.promql import text as promql
-from tbforensics.reading import promjson, prompb, promrows, remoteread
+from tbforensics.reading import promjson, prompb, promrows, remoteframes, remoteread
 
 T0 = 1_773_136_800_000  # 2026-03-10T10:00:00Z in ms
 START = datetime.fromtimestamp(T0 / 1000, UTC)
@@ -160,18 +159,7 @@ def message(*series: tuple[dict[str, str], Sequence[bytes]], kind: int = prompb.
 
 
 def framed(*payloads: bytes) -> bytes:
-    return b"".join(
-        varint(len(payload)) + google_crc32c.value(payload).to_bytes(4) + payload
-        for payload in payloads
-    )
-
-
-def varint(number: int) -> bytes:
-    head = bytearray()
-    while number >= 128:
-        head.append(number & 127 | 128)
-        number >>= 7
-    return bytes([*head, number])
+    return b"".join(map(remoteframes.framed, payloads))
 
 
 def samples(tables: Rows) -> list[tuple[int, int, int]]:
@@ -402,6 +390,7 @@ ONE = len(framed(GOOD_FRAME))
         (REPLY[:-1] + b"?", f"a frame is not what its checksum says, after 1 good ones and {ONE}"),
         (REPLY[:ONE] + b"\xff" * 99, "not a frame of remote read, after 1 good ones"),
         (REPLY + b"\0", "the reply ends within a frame, after 2 good ones"),
+        (REPLY + b"\xff", "the reply ends within a frame, after 2 good ones"),
         (b"<html><body>Bad gateway</body></html>", "the reply ends within a frame, after 0"),
         (b'{"status":"error","error":"not enabled"}' * 9, "a frame is not what its checksum says"),
         (b"\x80\x80\x80\x08" + bytes(99), "the reply ends within a frame, after 0"),

@@ -34,7 +34,7 @@ from tbforensics.credentials import read_credentials
 from tbforensics.errors import EvidenceError, ForensicsError, ParametersError
 from tbforensics.model import Capture, Window
 from tbforensics.promql import text as promql
-from tbforensics.reading import loglines, promjson, remoteread, xorchunks
+from tbforensics.reading import loglines, promjson, remoteframes, remoteread, xorchunks
 from tbforensics.reading.envelopes import Keys, Shut, unseal
 from tbforensics.reading.logrows import LineError
 from torture import ROOT
@@ -392,13 +392,7 @@ def _streamed() -> list[Seed]:
 
 def _frames(_: Seed, content: bytes) -> object:
     """With a good checksum, or nothing behind it would ever be reached; and without."""
-    import google_crc32c
-
-    length, head = len(content), bytearray()
-    while length > 127:
-        head.append(length & 127 | 128)
-        length >>= 7
-    framed = bytes([*head, length]) + google_crc32c.value(content).to_bytes(4) + content
+    framed = remoteframes.framed(content)
     for body in (framed * 2 + content, content):
         remoteread.explain(body)
         for _table in remoteread.tables(_capture("samples"), io.BytesIO(body)):

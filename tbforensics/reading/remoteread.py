@@ -1,20 +1,19 @@
 """Prometheus remote read: its question, and rows of the evidence from its streamed reply.
 
-The reply is a row of frames: length (varint), CRC-32C (big-endian), a `ChunkedReadResponse`. Each
-holds chunks of one series as the server keeps them, so it is a seventh of the same reply as JSON
-and costs the server next to nothing. The rows are those of the JSON reply for the same time.
+The reply is a row of frames, each a `ChunkedReadResponse` with chunks of one series as the server
+keeps them. So it is a seventh of the same reply as JSON and costs the server next to nothing. The
+rows are those of the JSON reply for the same time.
 
-Source: prometheus/storage/remote/chunked.go and prometheus/prompb/remote.proto.
+Source: prometheus/prompb/remote.proto and prometheus/storage/remote/codec.go.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import cramjam
-import google_crc32c
 import numpy as np
 import pyarrow as pa
 
@@ -22,6 +21,7 @@ from tbforensics.evidence import QUARANTINED_BYTES, series_id
 from tbforensics.model import Capture
 from tbforensics.reading import promrows, xorchunks
 from tbforensics.reading.promjson import Broken, Floats, Ints
+from tbforensics.reading.remoteframes import Frame, framed, frames
 
 HEADERS: Mapping[str, str] = {
     "Content-Type": "application/x-protobuf",
@@ -35,11 +35,6 @@ STALE = 0x7FF0_0000_0000_0002  # the NaN that says: from here on this series is 
 
 _LIKE_HISTOGRAMS = (b"\x18\x02\x22", b"\x18\x03\x22")  # a chunk's type, then its data
 _OPERATORS = ("=", "!=", "=~", "!~")  # in the order of LabelMatcher.Type
-
-# A server sends frames of 1 MiB unless told otherwise. Parsed, a hostile one grows 25 times.
-_MOST_FRAME_BYTES = 1 << 24
-_LENGTH_BYTES, _CRC_BYTES = 4, 4
-_READ_BYTES = 1 << 20
 
 # Held at once: frames of so many bytes, counted with what Python adds for a series and a chunk.
 _HELD_BYTES, _SERIES_BYTES, _CHUNK_BYTES = 1 << 26, 1024, 128
@@ -71,7 +66,7 @@ def explain(body: bytes) -> tuple[str, tuple[str, ...]]:
     frames looks like a whole one: only the end of the transfer tells.
     """
     notes: tuple[str, ...] = ()
-    for number, frame in enumerate(_frames(io.BytesIO(body))):
+    for number, frame in enumerate(frames(io.BytesIO(body))):
         if frame.why:
             return f"{frame.why}, after {number} good ones and {frame.offset} bytes", notes
         if not notes and _has_histograms(frame.payload):
@@ -92,7 +87,7 @@ def tables(
     Memory:  a few times such a part, whatever the reply's length.
     """
     reading = _Reading(capture, without)
-    for frame in _frames(body):
+    for frame in frames(body):
         if frame.why:
             reading.doubt(frame.offset, f"{frame.why}; what follows is lost", frame.payload)
         else:
@@ -111,7 +106,7 @@ def labels_in(body: bytes) -> list[dict[str, str]] | None:
 
     found = []
     try:
-        for frame in _frames(io.BytesIO(body)):
+        for frame in frames(io.BytesIO(body)):
             if frame.why:
                 return None
             message = prompb.ChunkedReadResponse.FromString(frame.payload)
@@ -128,73 +123,15 @@ def with_labels(body: bytes, labels: Sequence[Mapping[str, str]]) -> bytes:
     """A whole reply with other labels on the same samples, series by series."""
     from tbforensics.reading import prompb
 
-    frames, named = [], iter(labels)
-    for frame in _frames(io.BytesIO(body)):
+    written, named = [], iter(labels)
+    for frame in frames(io.BytesIO(body)):
         message = prompb.ChunkedReadResponse.FromString(frame.payload)
         for series in message.chunked_series:
             del series.labels[:]
             for name, value in sorted(next(named).items()):
                 series.labels.add(name=name.encode(), value=value.encode())
-        frames.append(_framed(message.SerializeToString()))
-    return b"".join(frames)
-
-
-def _framed(payload: bytes) -> bytes:
-    length, head = len(payload), bytearray()
-    while length > 127:
-        head.append(length & 127 | 128)
-        length >>= 7
-    head.append(length)
-    return bytes(head) + google_crc32c.value(payload).to_bytes(_CRC_BYTES) + payload
-
-
-# --- frames --------------------------------------------------------------------------------
-
-
-class _Frame(NamedTuple):
-    """One frame; or the first bytes of what is none, and why. That is the last then."""
-
-    offset: int
-    payload: bytes
-    why: str = ""
-
-
-def _frames(body: BinaryIO) -> Iterator[_Frame]:
-    held, at, offset = b"", 0, 0  # `held` begins `offset` bytes into the body
-    while True:
-        if len(held) - at < _LENGTH_BYTES + _CRC_BYTES:
-            held, at, offset = held[at:] + body.read(_READ_BYTES), 0, offset + at
-            if not held:
-                return
-        length, start = _length(held, at)
-        end = start + _CRC_BYTES + length
-        if end > len(held) and length <= _MOST_FRAME_BYTES:
-            more = body.read(max(_READ_BYTES, end - len(held)))
-            held, start, end, at, offset = held[at:] + more, start - at, end - at, 0, offset + at
-        payload = held[start + _CRC_BYTES : end]
-        why = ""
-        if length > _MOST_FRAME_BYTES:
-            why = "not a frame of remote read"
-        elif end > len(held):
-            why = "the reply ends within a frame"
-        elif google_crc32c.value(payload) != int.from_bytes(held[start : start + _CRC_BYTES]):
-            why = "a frame is not what its checksum says"
-        if why:
-            yield _Frame(offset + at, held[at : at + QUARANTINED_BYTES], why)
-            return
-        yield _Frame(offset + at, payload)
-        at = end
-
-
-def _length(held: bytes, at: int) -> tuple[int, int]:
-    """A frame's length and where its checksum is; more than any frame has where it is no length."""
-    length = shift = 0
-    for place in range(at, min(at + _LENGTH_BYTES, len(held))):
-        length |= (held[place] & 127) << shift
-        if held[place] < 128:
-            return length, place + 1
-        shift += 7
-    return _MOST_FRAME_BYTES + 1, at
+        written.append(framed(message.SerializeToString()))
+    return b"".join(written)
 
 
 def _has_histograms(payload: bytes) -> bool:
@@ -265,7 +202,7 @@ class _Reading:
             *(Broken(-1, reason, b"") for reason in said),
         ]
 
-    def read(self, frame: _Frame) -> Iterator[tuple[str, pa.Table]]:
+    def read(self, frame: Frame) -> Iterator[tuple[str, pa.Table]]:
         try:
             message = self._prompb.ChunkedReadResponse.FromString(frame.payload)
         except self._prompb.DecodeError as error:
@@ -291,7 +228,7 @@ class _Reading:
             if chunks and self._sid is not None:
                 self._keep(self._sid, chunks)
 
-    def _enter(self, raw: tuple[tuple[bytes, bytes], ...], frame: _Frame) -> None:
+    def _enter(self, raw: tuple[tuple[bytes, bytes], ...], frame: Frame) -> None:
         """Another series begins."""
         self._last, self._sid, self._kinds = raw, None, set()
         self._all += 1
