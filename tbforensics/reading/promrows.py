@@ -123,7 +123,9 @@ def second_values(count: int) -> list[Broken]:
 
 def distinct(sid: Ints) -> list[int]:
     """Each of numbers that are in order, once."""
-    return [int(n) for n in sid[np.flatnonzero(np.diff(sid, prepend=~sid[:1]))]]
+    first = np.ones(len(sid), bool)
+    np.not_equal(sid[1:], sid[:-1], out=first[1:])
+    return [int(n) for n in sid[first]]
 
 
 def series_table(capture: Capture, named: Mapping[int, Mapping[str, str]]) -> pa.Table:
