@@ -68,9 +68,13 @@ def _length(held: bytes, at: int) -> tuple[int, int]:
 
 
 def framed(payload: bytes) -> bytes:
-    length, head = len(payload), bytearray()
-    while length > 127:
-        head.append(length & 127 | 128)
-        length >>= 7
     checksum: int = google_crc32c.value(payload)
-    return bytes([*head, length]) + checksum.to_bytes(_CRC_BYTES) + payload
+    return varint(len(payload)) + checksum.to_bytes(_CRC_BYTES) + payload
+
+
+def varint(number: int) -> bytes:
+    head = bytearray()
+    while number > 127:
+        head.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*head, number])
