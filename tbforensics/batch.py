@@ -26,7 +26,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from tbforensics import kernel, manifest
+from tbforensics import cluster, kernel, manifest
 from tbforensics.case import case_of, find_home
 from tbforensics.errors import EvidenceError, ForensicsError, ParametersError
 from tbforensics.kernel import Kernel
@@ -46,11 +46,15 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Planned:
-    """A parameters file that can be used, and the project that its case belongs to."""
+    """A parameters file that can be used, and the project that its case belongs to.
+
+    scheduler: whose workers do the work, see `cluster`; nobody's by default.
+    """
 
     parameters: Path
     incident: Incident
     home: Path
+    scheduler: str = ""
 
     @property
     def folder(self) -> Path:
@@ -95,7 +99,7 @@ def worst(outcomes: Iterable[Outcome]) -> int:
 # --- before anything starts ----------------------------------------------------------------
 
 
-def plan(files: Iterable[Path]) -> list[Planned]:
+def plan(files: Iterable[Path], scheduler: str = "") -> list[Planned]:
     """Errors: ParametersError with every problem of all files; nothing was asked then."""
     planned: dict[str, Planned] = {}
     problems: list[str] = []
@@ -107,7 +111,8 @@ def plan(files: Iterable[Path]) -> list[Planned]:
             continue
         if twin := planned.get(incident.id):
             problems.append(f"{file}: {twin.parameters} has the incident_id {incident.id} too")
-        planned[incident.id] = Planned(file, incident, find_home(file.resolve().parent))
+        home = find_home(file.resolve().parent)
+        planned[incident.id] = Planned(file, incident, home, scheduler)
     if problems:
         raise ParametersError(
             "these parameters files cannot be used together:",
@@ -149,7 +154,8 @@ def run_case(planned: Planned, say: Say, waiting: Kernel | None = None) -> Outco
     """
     begun = time.monotonic()
     try:
-        case = case_of(planned.incident, planned.home, lambda capture: _note(capture, say))
+        with cluster.workers(planned.scheduler, planned.home) as pool:
+            case = case_of(planned.incident, planned.home, lambda c: _note(c, say), pool)
         failure = publish(case, planned.home, waiting)
         say("\n".join([case.assessment.verdict.value, *case.assessment.reasons, failure]))
         outcome = _outcome(planned, case.assessment.verdict, case.assessment.coverage, failure)

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 MISSING_EVIDENCE, FAILED_NOTEBOOK = 3, 4
 _CASE = click.Path(exists=True, file_okay=False, path_type=Path)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_SCHEDULER = click.option(
+    "--scheduler",
+    default="",
+    metavar="ADDRESS",
+    help="let the workers of this Dask scheduler ask and parse: tcp://HOST:PORT",
+)
 # What no program can help: the disk is full or shut, or may not be read.
 _OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -64,20 +70,22 @@ def main() -> None:
 
 @main.command()
 @click.argument("parameters", type=click.Path(path_type=Path))
-def run(parameters: Path) -> None:
+@_SCHEDULER
+def run(parameters: Path, scheduler: str) -> None:
     """Collect, seal, execute the notebook, render the report."""
     incident, home = _read(parameters), _home(parameters)
     from tbforensics import kernel
 
     waiting = kernel.waiting()  # before there is a thread
-    _publish(_sealed(incident, home), home, waiting)
+    _publish(_sealed(incident, home, scheduler), home, waiting)
 
 
 @main.command()
 @click.argument("parameters", type=click.Path(path_type=Path))
-def collect(parameters: Path) -> None:
+@_SCHEDULER
+def collect(parameters: Path, scheduler: str) -> None:
     """Ask every source once and seal the answers."""
-    case = _sealed(_read(parameters), _home(parameters))
+    case = _sealed(_read(parameters), _home(parameters), scheduler)
     sys.exit(_summary(case))
 
 
@@ -85,7 +93,10 @@ def collect(parameters: Path) -> None:
 @click.argument("parameters", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-j", "--jobs", type=click.IntRange(min=1), help="cases at a time; default: cores")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="the table for machines")
-def batch(parameters: tuple[Path, ...], jobs: int | None, json_file: Path | None) -> None:
+@_SCHEDULER
+def batch(
+    parameters: tuple[Path, ...], jobs: int | None, json_file: Path | None, scheduler: str
+) -> None:
     """Do as `run` does for many; what is done already is not done again.
 
     One that fails does not stop the others, and exits with the worst of their codes. What each
@@ -94,7 +105,7 @@ def batch(parameters: tuple[Path, ...], jobs: int | None, json_file: Path | None
     from tbforensics import batch as work
     from tbforensics.manifest import write_atomically
 
-    cases = work.plan(parameters)
+    cases = work.plan(parameters, scheduler)
     ended = iter(range(1, len(cases) + 1))
 
     def tell(outcome: work.Outcome) -> None:
@@ -343,12 +354,14 @@ def _home(parameters: Path) -> Path:
     return find_home(parameters.resolve().parent)
 
 
-def _sealed(incident: Incident, home: Path) -> Case:
+def _sealed(incident: Incident, home: Path, scheduler: str) -> Case:
+    from tbforensics import cluster
     from tbforensics.case import case_of
 
     progress = _Progress(len(incident.sources))
     try:
-        return case_of(incident, home, report=progress)
+        with cluster.workers(scheduler, home) as pool:
+            return case_of(incident, home, progress, pool)
     finally:
         progress.end()
 

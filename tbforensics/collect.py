@@ -124,12 +124,11 @@ def _ask_all(
 ) -> list[Capture]:
     def ask(config: SourceConfig) -> list[Capture]:
         source = plugins.load_source(config.type)
-        elsewhere = pool and functools.partial(
-            cluster.put, pool, home, archive.folder, config, source.manners
-        )
-        client = Client(
-            config, archive, credentials[config.name], source.manners, elsewhere=elsewhere
-        )
+        client = Client(config, archive, credentials[config.name], source.manners)
+        if pool:
+            client.elsewhere = functools.partial(
+                cluster.put, pool, home, archive.folder, config, source.manners
+            )
         # A source may answer what is asked of another type, as a copied TSDB does for Prometheus.
         speaks = getattr(source, "speaks", config.type)
         asked = [query for query in queries if query.source == speaks]

@@ -163,9 +163,8 @@ class Client:
         manners: Manners = Manners(),
         clock: Any = lambda: datetime.now(UTC),
         stopped: threading.Event | None = None,
-        elsewhere: Callable[[dict[str, Any]], Capture] | None = None,
     ) -> None:
-        self._elsewhere = elsewhere
+        self.elsewhere: Callable[[dict[str, Any]], Capture] | None = None
         self.source, self.archive, self.manners = source, archive, manners
         self.stopped = stopped or threading.Event()
         self.session = open_session(credentials, manners)
@@ -225,8 +224,8 @@ class Client:
         secrets = _secrets_in(str(self.source.url))
         for values in (params, form):
             secrets += [str(v) for k, v in (values or {}).items() if k.lower() in _SECRET_PARAMS]
-        if self._elsewhere and not secrets:
-            return self.archive.record(self._elsewhere(words))
+        if self.elsewhere and not secrets:
+            return self.archive.record(self.elsewhere(words))
         secrets += self._secrets
         sent = {
             "params": {k: str(v) for k, v in params.items()} if params else None,

@@ -16,7 +16,7 @@ import pytest
 from collected import World, world
 from conftest import ROOT
 
-from tbforensics import cluster, manifest
+from tbforensics import cluster, manifest, parameters
 from tbforensics.case import open_case, prove
 from tbforensics.collect import collect
 from tbforensics.errors import ParametersError
@@ -108,7 +108,7 @@ def test_workers_give_the_rows_of_one_process_though_one_of_them_dies(
     dask: Cluster, tmp_path: Path
 ) -> None:
     here = world()
-    dask.start(3)
+    dask.start(2)
     home, seen = home_of(tmp_path / "home", here), list[Capture]()
 
     def kill_one(capture: Capture) -> None:
@@ -133,3 +133,23 @@ def test_workers_give_the_rows_of_one_process_though_one_of_them_dies(
         )
     left = [path.name for path in (home / "incidents").iterdir() if path != folder]
     assert left == [] and not (folder / ".making").exists()
+
+
+def test_the_command_line_finds_the_scheduler_and_says_when_it_is_not_there(
+    dask: Cluster, tmp_path: Path
+) -> None:
+    here = world()
+    home = here.project(tmp_path / "home", case=False)
+    given = home / "parameters" / "given.yaml"
+    given.write_bytes(parameters.to_yaml(here.incident()))
+    said = cli("collect", given, "--scheduler", "tcp://127.0.0.1:1x")
+    assert said.returncode == 1 and "no Dask scheduler answers at" in said.stderr, said.stderr
+    assert list((home / "incidents").iterdir()) == []
+    said = cli("collect", given, "--scheduler", dask.address)
+    assert said.returncode == 0 and "confirmed" in said.stdout, said.stderr
+    assert rows_of(home / "incidents" / here.case.name) == rows_of(here.case)
+
+
+def cli(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from tbforensics.cli import main; main()", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
