@@ -28,8 +28,8 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 _Words = npt.NDArray[np.uint64]
 
-# Fewer lanes share a step's costs less well, more leave the cache. Cells bound what ragged lanes
-# take.
+# Fewer lanes share a step's costs less well, more leave the cache. Cells bound the memory of lanes
+# that are not of one length.
 _LANES, _CELLS = 8192, 1 << 22
 
 # Servers keep 120 to 240 samples in a chunk. One with very many, which may be of 2 bits each, has
@@ -166,6 +166,7 @@ class _Lanes:
                 at += 64
                 times[:m, 0], values[:m, 0] = time, value
                 widest, delta = 0, np.zeros(m, np.int64)
+                # There is no width of last time until one was given.
                 size, trailing = np.full(m, _LOST), np.zeros(m, np.uint64)
                 continue
             if m < alive[n - 1] or n == 1:
