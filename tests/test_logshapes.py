@@ -45,8 +45,8 @@ def together(data: bytes) -> pa.Table:
 
 def without_help(data: bytes) -> list[int]:
     """Which lines, counted from 0, are read together."""
-    tables = Shapes(fewest_lines=1).read(Lines(data))
-    return sorted(number for table in tables for number in table["line"].to_pylist())
+    rows = Shapes(fewest_lines=1).read(Lines(data))
+    return [int(number) for number in rows["line"].to_pylist()]
 
 
 def lines(*values: Any, spaced: bool = True) -> bytes:

@@ -9,7 +9,11 @@ import pyarrow as pa
 from tbforensics.reading.logcolumns import Ints
 from tbforensics.reading.logstream import LONGEST_LINE_BYTES
 
-AHEAD_BYTES = 16_384  # that can be looked at from any place in a block, its end too
+AHEAD_BYTES = 8_192  # how far from a quote, and how long, something to be compared may be
+# What is freed goes back to the kernel, and the next block waits for it again, until something
+# larger than any of it was freed once (glibc: mallopt(3), "dynamic mmap threshold").
+bytearray(24 << 20)
+
 _NEWLINE, _RETURN, _QUOTE, _BACKSLASH, _SPACE = b'\n\r"\\ '
 
 
@@ -18,14 +22,14 @@ class Lines:
     quotes_in: how many quotes each line has, without escaped ones.
     sure: lines that are UTF-8, without control characters, and with no escapes but those that
           orjson would write in the same way.
-    words: the eight bytes from each place on, as one number.
     """
 
     def __init__(self, data: bytes) -> None:
-        self._data = data + bytes(AHEAD_BYTES + 8)
+        self._data = data + bytes(2 * AHEAD_BYTES)
         self.bytes = np.frombuffer(self._data, np.uint8)[: len(data)]
-        self.words = np.ndarray(len(data) + AHEAD_BYTES, "<u8", self._data, strides=(1,))
-        self.ends = np.flatnonzero(self.bytes == _NEWLINE)
+        control = np.flatnonzero(self.bytes < _SPACE)
+        is_newline = self.bytes[control] == _NEWLINE
+        self.ends = control[is_newline]
         if not data.endswith(b"\n"):
             self.ends = np.append(self.ends, len(data))
         self.starts = np.concatenate(([0], self.ends[:-1] + 1))
@@ -34,7 +38,7 @@ class Lines:
         self._quotes = np.flatnonzero(self._without_escaped() == _QUOTE)
         self._first = np.searchsorted(self._quotes, self.starts)
         self.quotes_in = np.diff(self._first, append=len(self._quotes))
-        self._doubt_control_characters()
+        self._doubt_control_characters(control[~is_newline])
         self._doubt_what_is_no_utf8(data)
 
     def data(self, line: int) -> bytes:
@@ -45,6 +49,11 @@ class Lines:
         end."""
         each = self._quotes[self._first[lines] + np.arange(quotes)[:, None]]
         return [self.starts[lines], *each, self.ends[lines]]
+
+    def bytes_at(self, begin: Ints, length: int) -> npt.NDArray[np.bytes_]:
+        """So many bytes from each of these places on."""
+        every = np.ndarray(len(self._data) - length, f"S{length}", self._data, strides=(1,))
+        return every[begin]
 
     def texts(self, begin: Ints, end: Ints) -> pa.Array:
         """What stands at these places, of which each pair comes after the one before."""
@@ -69,12 +78,9 @@ class Lines:
         self._doubt(escapes[~plain])
         return found
 
-    def _doubt_control_characters(self) -> None:
-        control = self.bytes < _SPACE
-        if np.count_nonzero(control) > len(self.ends):
-            places = np.flatnonzero(control & (self.bytes != _NEWLINE))
-            is_end = (self.bytes[places] == _RETURN) & np.isin(places + 1, self.ends)
-            self._doubt(places[~is_end])
+    def _doubt_control_characters(self, places: Ints) -> None:
+        before_newline = np.frombuffer(self._data, np.uint8)[places + 1] == _NEWLINE
+        self._doubt(places[(self.bytes[places] != _RETURN) | ~before_newline])
 
     def _doubt_what_is_no_utf8(self, data: bytes) -> None:
         rest, at = memoryview(data), 0

@@ -30,7 +30,7 @@ import pyarrow.compute as pc
 from tbforensics.evidence import SCHEMAS
 from tbforensics.reading import logcolumns
 from tbforensics.reading.logblock import AHEAD_BYTES, Lines
-from tbforensics.reading.logcolumns import Ints, Mask, flags
+from tbforensics.reading.logcolumns import Ints, Mask
 from tbforensics.reading.loglines import rows_of_line
 from tbforensics.reading.logrows import LineError, Row
 
@@ -38,6 +38,7 @@ _MOST_SAMPLES = 512  # a program with more statements than that is read one by o
 _MOST_VALUES = 100
 # What a line itself says, and first which line of the block it is.
 _SCHEMA = pa.schema([f for f in SCHEMAS["log_lines"] if f.name not in ("source", "file", "offset")])
+_COLUMNS = _SCHEMA.names[1:-1]  # `fields` come last
 
 
 class Place(NamedTuple):
@@ -86,7 +87,7 @@ _MARKER = re.compile(r"2000-01-01T00:00:00\.(\d{3})Z|1000000000(\d{3})|946684800
 
 def learn(line: bytes) -> Shape | None:
     """The shape of a line; None where it has none that can be read here."""
-    if len(line) > AHEAD_BYTES // 2 or not line.lstrip(b" \t\r").startswith(b"{"):
+    if len(line) >= AHEAD_BYTES or not line.lstrip(b" \t\r").startswith(b"{"):
         return None
     places, literals, values = _taken_apart(line)
     fixed = b"".join(literal.said for literal in literals)
@@ -176,37 +177,40 @@ class Shapes:
         self._known: list[Shape] = []
         self._samples = 0
 
-    def read(self, lines: Lines) -> Iterator[pa.Table]:
-        """Rows as in `log_lines`, but for the source and the file; `line` counts from 0, in the
-        block. A line that no table has is to be read by itself."""
+    def read(self, lines: Lines) -> pa.Table:
+        """Rows as in `log_lines` but for source, file and offset; `line` counts from 0, in the
+        block. A line that has no row here is to be read by itself."""
+        found = _Found(lines)
         candidates = np.flatnonzero(lines.sure & (lines.quotes_in > 0))
         counts = lines.quotes_in[candidates]
         for quotes in np.unique(counts).tolist():
             alike = candidates[counts == quotes]
             if len(alike) >= self.fewest_lines:
                 places = lines.places(alike, quotes)
-                for shape, among in self._found(lines, alike, places):
+                for shape, among in self._among(lines, alike, places):
                     of = among if len(among) < len(alike) else slice(None)
-                    spans = [_span(value, places, of) for value in shape.values]
-                    yield _rows(shape, lines, alike[of], spans)
+                    found.add(
+                        shape, alike[of], [_span(value, places, of) for value in shape.values]
+                    )
+        return found.rows()
 
-    def _found(self, lines: Lines, alike: Ints, places: list[Ints]) -> Iterator[tuple[Shape, Ints]]:
+    def _among(self, lines: Lines, alike: Ints, places: list[Ints]) -> Iterator[tuple[Shape, Ints]]:
         """Shapes, and which of the lines that are alike in the number of quotes have each."""
         left: Mask = np.ones(len(alike), np.bool_)
         for shape in [shape for shape in self._known if shape.places == len(places)]:
-            found = _having(shape, lines, places, left)
-            if len(found) >= self.fewest_lines:
-                yield shape, found
-                left[found] = False
+            having = _having(shape, lines, places, left)
+            if len(having) >= self.fewest_lines:
+                yield shape, having
+                left[having] = False
         while np.count_nonzero(left) >= self.fewest_lines and self._samples < _MOST_SAMPLES:
             self._samples += 1
             sample = int(left.argmax())
             if learned := learn(lines.data(alike[sample])):
-                found = _having(learned, lines, places, left)
-                if len(found) >= self.fewest_lines:
+                having = _having(learned, lines, places, left)
+                if len(having) >= self.fewest_lines:
                     self._known.append(learned)
-                    yield learned, found
-                left[found] = False
+                    yield learned, having
+                left[having] = False
             left[sample] = False
 
 
@@ -214,22 +218,18 @@ def _having(shape: Shape, lines: Lines, places: list[Ints], left: Mask) -> Ints:
     """Which of the lines that are left have a shape."""
     among: Ints | slice = slice(None) if left.all() else np.flatnonzero(left)
     for at, said in shape.literals:
-        for offset in range(0, len(said), 8):
-            word = said[offset : offset + 8]
-            there = lines.words[places[at.n][among] + (at.bytes + offset)]
-            if len(word) < 8:
-                there &= np.uint64((1 << 8 * len(word)) - 1)
-            among = _narrowed(among, there == np.uint64(int.from_bytes(word, "little")))
+        there = lines.bytes_at(places[at.n][among] + at.bytes, len(said))
+        if there.tobytes() != said * len(there):
+            among = _narrowed(among, there == said)
     for value in shape.values:
         if not value.is_text:
             begin, end = _span(value, places, among)
-            among = _narrowed(among, begin < end)
+            if not (fits := begin < end).all():
+                among = _narrowed(among, fits)
     return np.arange(len(left)) if isinstance(among, slice) else among
 
 
 def _narrowed(among: Ints | slice, fits: Mask) -> Ints | slice:
-    if fits.all():
-        return among
     return np.flatnonzero(fits) if isinstance(among, slice) else among[fits]
 
 
@@ -238,33 +238,86 @@ def _span(value: Value, places: list[Ints], of: Ints | slice) -> tuple[Ints, Int
     return places[begin.n][of] + begin.bytes, places[end.n][of] + end.bytes
 
 
-def _rows(shape: Shape, lines: Lines, of: Ints, spans: Sequence[tuple[Ints, Ints]]) -> pa.Table:
-    """The rows of these lines, without those that have a value that is no plain one."""
-    texts = [lines.texts(begin, end) for begin, end in spans]
-    plain: Mask = np.ones(len(of), np.bool_)
-    for i, value in enumerate(shape.values):
-        if not value.is_text:
-            plain &= logcolumns.as_spelled(texts[i])
-        elif i in shape.no_digits:
-            plain &= ~flags(pc.match_substring_regex(texts[i], "^[0-9]"))
-    if not plain.all():
-        of, texts = of[plain], [text.filter(pa.array(plain)) for text in texts]
-        plain = plain[plain]
-    columns = [pa.array(of)]
-    for name in _SCHEMA.names[1:-1]:
-        place = shape.columns.get(name)
-        if place is None:
-            columns.append(pa.nulls(len(of), _SCHEMA.field(name).type))
-            continue
-        said, is_text = texts[place], shape.values[place].is_text
-        if is_text and lines.has_escapes:
-            said = _unescaped(said)
-        column, fine = logcolumns.column(name, said, is_text=is_text)
-        columns.append(column)
-        plain &= fine
-    columns.append(_joined(shape.fields, texts, len(of)))
-    rows = pa.Table.from_arrays(columns, schema=_SCHEMA)
-    return rows if plain.all() else rows.filter(pa.array(plain))
+class _Found:
+    """Where in a block the values of each column stand, and what `fields` are."""
+
+    def __init__(self, lines: Lines) -> None:
+        count = len(lines.starts)
+        self._lines = lines
+        self._sure: Mask = np.zeros(count, np.bool_)
+        self._begin = {name: np.full(count, -1) for name in _COLUMNS}
+        self._end = {name: np.full(count, -1) for name in _COLUMNS}
+        self._is_text = {name: np.zeros(count, np.bool_) for name in _COLUMNS}
+        self._fields: list[tuple[Ints, pa.Array]] = []
+
+    def add(self, shape: Shape, of: Ints, spans: Sequence[tuple[Ints, Ints]]) -> None:
+        """Lines of a shape, and where each of its values begins and ends in them."""
+        sure: Mask = np.ones(len(of), np.bool_)
+        for i in shape.no_digits:
+            first = self._lines.bytes[spans[i][0]]
+            sure &= (first < ord("0")) | (first > ord("9"))
+        for name, i in shape.columns.items():
+            self._begin[name][of], self._end[name][of] = spans[i]
+            self._is_text[name][of] = shape.values[i].is_text
+        texts = {
+            i: self._lines.texts(*spans[i])
+            for i in range(len(spans))
+            if i not in shape.columns.values()
+        }
+        for i, said in texts.items():
+            if not shape.values[i].is_text:
+                sure &= logcolumns.as_spelled(said)
+        self._sure[of] = sure
+        parts = [texts[part] if isinstance(part, int) else part for part in shape.fields]
+        if len(parts) > 1:
+            self._fields.append((of, pc.binary_join_element_wise(*parts, "")))
+        else:
+            self._fields.append((of, pa.repeat(pa.scalar(parts[0], pa.string()), len(of))))
+
+    def rows(self) -> pa.Table:
+        of = np.flatnonzero(self._sure)
+        if not len(of):
+            return _SCHEMA.empty_table()
+        columns, sure = [], np.ones(len(of), np.bool_)
+        for name in _COLUMNS:
+            column, fine = self._column(name, of)
+            columns.append(column)
+            sure &= fine
+        place = np.empty(len(self._sure), np.int64)
+        place[np.concatenate([lines for lines, _ in self._fields])] = np.arange(
+            sum(len(lines) for lines, _ in self._fields)
+        )
+        fields = pa.concat_arrays([said for _, said in self._fields]).take(pa.array(place[of]))
+        table = pa.Table.from_arrays([pa.array(of), *columns, fields], schema=_SCHEMA)
+        return table if sure.all() else table.filter(pa.array(sure))
+
+    def _column(self, name: str, of: Ints) -> tuple[pa.Array, Mask]:
+        """A column, null where it has no value; and where it is known to be what it is."""
+        begin, end, is_text = self._begin[name][of], self._end[name][of], self._is_text[name][of]
+        known: Mask = begin >= 0
+        fine: Mask = np.ones(len(of), np.bool_)
+        kind = _SCHEMA.field(name).type
+        if not known.any():
+            return pa.nulls(len(of), kind), fine
+        if name in ("id", "ts", "block"):
+            numbers = np.zeros(len(of), np.int64)
+            of_numbers = logcolumns.ms_of_numbers if name == "ts" else logcolumns.integers
+            for some, read in ((is_text, logcolumns.ms_of_texts), (known & ~is_text, of_numbers)):
+                if some.any():
+                    texts = self._lines.texts(begin[some], end[some])
+                    numbers[some], fine[some] = read(texts)
+            return pa.array(numbers, mask=~known).cast(kind), fine
+        begin = np.where(known, begin, self._lines.starts[of])
+        texts = self._lines.texts(begin, np.maximum(begin, end))
+        if not (is_text | ~known).all():  # a message may be a number
+            fine = known & ~is_text
+            fine[fine] = logcolumns.as_spelled(texts.filter(pa.array(fine)))
+            fine |= is_text | ~known
+        if self._lines.has_escapes:
+            texts = _unescaped(texts)
+        if not known.all():
+            texts = pc.if_else(pa.array(known), texts, None)
+        return logcolumns.of_texts(name, texts), fine
 
 
 def _unescaped(texts: pa.Array) -> pa.Array:
@@ -274,10 +327,3 @@ def _unescaped(texts: pa.Array) -> pa.Array:
         return texts
     said = orjson.loads('["' + '","'.join(spelled) + '"]')
     return pc.replace_with_mask(texts, escaped, pa.array(said, pa.string()))
-
-
-def _joined(fields: Sequence[str | int], texts: list[pa.Array], count: int) -> pa.Array:
-    if len(fields) == 1:
-        return pa.repeat(pa.scalar(fields[0], pa.string()), count)
-    parts = [texts[part] if isinstance(part, int) else part for part in fields]
-    return pc.binary_join_element_wise(*parts, "")

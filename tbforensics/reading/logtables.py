@@ -18,7 +18,7 @@ from tbforensics.evidence import QUARANTINED_BYTES, SCHEMAS, rows
 from tbforensics.model import Json, Window, utc_text
 from tbforensics.reading import logstream
 from tbforensics.reading.logblock import Lines
-from tbforensics.reading.logcolumns import Ints, Mask, flags
+from tbforensics.reading.logcolumns import Mask, flags
 from tbforensics.reading.loglines import rows_of_element, rows_of_line
 from tbforensics.reading.logrows import UNKNOWN_CLOCK, Clock, LineError, Row
 from tbforensics.reading.logshapes import Shapes
@@ -27,6 +27,7 @@ from tbforensics.reading.logshapes import Shapes
 MOST_QUARANTINED = 10_000
 _ENCRYPTED, _DECRYPT_FAILED = "<encrypted>", "<decrypt-failed>"
 _ELEMENTS_PER_TABLE = 50_000
+_ROWS_PER_TABLE = 100_000  # many are packed better, and sooner
 _AT_ONCE = 2  # pieces that are read while one is being written
 
 
@@ -88,13 +89,23 @@ class Reading:
     def tables(self, body: BinaryIO) -> Iterator[tuple[str, pa.Table]]:
         """Rows of `log_lines` and `quarantine`; read `tally` when it has ended."""
         place = offset = 0
+        rows: list[pa.Table] = []
         try:
             for piece, found in _in_turn(self._found_in, _grouped(logstream.read(body))):
                 place, offset = _end_of(piece)
-                yield from self.told(found)
+                for name, table in self.told(found):
+                    if name != "log_lines":
+                        yield name, table
+                        continue
+                    rows.append(table)
+                    if sum(map(len, rows)) >= _ROWS_PER_TABLE:
+                        yield name, pa.concat_tables(rows)
+                        rows.clear()
         except logstream.StreamError as error:
             self.tally.stopped = str(error)
             yield self._quarantine([(place + 1, offset, str(error), b"")])
+        if rows:
+            yield "log_lines", pa.concat_tables(rows)
         if (more := self.tally.unreadable - MOST_QUARANTINED) > 0:
             reason = f"{more} more pieces of this file cannot be read"
             yield self._quarantine([(place + 1, offset, reason, b"")])
@@ -135,32 +146,27 @@ class Reading:
 
     def _read_together(self, block: logstream.Block) -> Found:
         lines = Lines(block.data)
+        together = self.shapes.read(lines)
         left = np.ones(len(lines.starts), np.bool_)
-        tables = []
-        for table in self.shapes.read(lines):
-            number = table["line"].to_numpy()
-            left[number] = False
-            tables.append(self._placed(table, number, lines.starts[number], block))
+        left[together["line"].to_numpy()] = False
         kept: list[_Kept] = []
         refused: list[_Refused] = []
         for i in np.flatnonzero(left).tolist():
             number, offset = block.first_line + i, block.offset + int(lines.starts[i])
             self._read(rows_of_line, lines.data(i), number, offset, kept, refused)
+        rows = self._placed(together, lines, block)
         if kept:
-            tables.append(self._one_by_one(kept))
-        if len(tables) == 1:
-            return Found(tables[0], refused)
-        rows = pa.concat_tables([_NONE, *tables]).combine_chunks()
-        return Found(rows.take(np.argsort(rows["line"].to_numpy(), kind="stable")), refused)
+            rows = pa.concat_tables([rows, self._one_by_one(kept)]).combine_chunks()
+            rows = rows.take(np.argsort(rows["line"].to_numpy(), kind="stable"))
+        return Found(rows, refused)
 
-    def _placed(
-        self, rows: pa.Table, number: Ints, start: Ints, block: logstream.Block
-    ) -> pa.Table:
+    def _placed(self, rows: pa.Table, lines: Lines, block: logstream.Block) -> pa.Table:
         """Rows whose lines are counted from 0 in a block, as lines of the file."""
+        number = rows["line"].to_numpy()
         said = rows.columns[rows.column_names.index("line") + 1 :]
-        lines, offsets = number + block.first_line, start + block.offset
+        places = [number + block.first_line, lines.starts[number] + block.offset]
         named = [pa.repeat(pa.scalar(name), len(rows)) for name in (self.source, self.file)]
-        return pa.table([*named, lines, offsets, *said], schema=_NONE.schema)
+        return pa.table([*named, *places, *said], schema=_NONE.schema)
 
     def _one_by_one(self, kept: list[_Kept]) -> pa.Table:
         if not kept:
