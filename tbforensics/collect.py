@@ -156,8 +156,8 @@ def _ask_all(
             client.session.close()
         return captures
 
-    with ThreadPoolExecutor(max_workers=max(1, len(incident.sources))) as pool:
-        return [capture for captures in pool.map(ask, incident.sources) for capture in captures]
+    with ThreadPoolExecutor(max_workers=max(1, len(incident.sources))) as threads:
+        return [capture for captures in threads.map(ask, incident.sources) for capture in captures]
 
 
 def _from_home(options: Any, home: Path) -> Any:
