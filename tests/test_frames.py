@@ -8,10 +8,23 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made import at, evidence_of, labels, steps, ups, window
+from made import TARGET, at, capture, evidence_of, labels, steps, ups, window
 
-from tbforensics.evidence import Evidence
-from tbforensics.frames import increase, labelled, last, sight, summed
+from tbforensics import frames
+from tbforensics.errors import EvidenceError
+from tbforensics.evidence import Evidence, Part, rows, series_id, series_row, write_shared
+from tbforensics.frames import (
+    How,
+    at_lines,
+    increase,
+    labelled,
+    last,
+    quantile,
+    sight,
+    summed,
+    values,
+)
+from tbforensics.model import Capture
 
 numbers = itertools.count()
 
@@ -84,6 +97,198 @@ def test_a_counter_stands_still_while_its_target_is_up_and_is_unknown_while_it_i
     )
     found = rises(evidence, 0, 90)
     assert found[:2] == [1.0, 0.0] and np.isnan(found[2])
+
+
+def answered(*spans: tuple[float, float], query: str = "c") -> list[Capture]:
+    return [capture(query, window=window(start, end)) for start, end in spans]
+
+
+SILENT = {"c": {labels(): [(0, 1), (15, 2)]}, "up": {labels(): ups(0, 180)}}
+
+
+def test_a_counter_does_not_stand_still_where_its_question_was_not_answered(
+    tmp_path: Path,
+) -> None:
+    evidence = evidence_of(tmp_path, SILENT)
+    failed = capture("c", window=window(60, 120), error="503", sha256=None)
+    replies = [*answered((-300, 60), (120, 180)), failed]
+    found = increase(evidence, "c", window(0, 180), 30, replies).iloc[:, 0].tolist()
+    assert found[:2] == [1.0, 0.0] and np.isnan(found[2:4]).all() and found[4:] == [0.0, 0.0]
+
+
+def test_a_step_of_which_a_reply_speaks_in_part_only_is_not_known(tmp_path: Path) -> None:
+    evidence = evidence_of(tmp_path, SILENT)
+    found = increase(evidence, "c", window(0, 90), 30, answered((0, 75))).iloc[:, 0].tolist()
+    assert found[:2] == [1.0, 0.0] and np.isnan(found[2])
+
+
+def test_replies_that_overlap_or_speak_of_all_time_answer_every_step(tmp_path: Path) -> None:
+    evidence = evidence_of(tmp_path, SILENT)
+    for replies in (answered((-300, 50), (20, 91)), [capture("c")], None):
+        found = increase(evidence, "c", window(0, 90), 30, replies).iloc[:, 0]
+        assert found.tolist() == [1.0, 0.0, 0.0]
+
+
+def test_what_was_seen_beside_a_failed_question_is_still_counted(tmp_path: Path) -> None:
+    evidence = evidence_of(tmp_path, {"c": {labels(): [(0, 1), (15, 2), (75, 8)]}})
+    found = increase(evidence, "c", window(0, 90), 30, answered((0, 30))).iloc[:, 0]
+    assert found.tolist() == [2.5, 3.0, 1.5]
+
+
+def test_the_answer_of_another_source_is_no_answer(tmp_path: Path) -> None:
+    evidence = evidence_of(tmp_path, SILENT)
+    other = capture("c", source="other", window=window(0, 90))
+    assert np.isnan(increase(evidence, "c", window(0, 90), 30, [other]).iloc[1:, 0]).all()
+
+
+def test_a_strip_does_not_show_a_counter_as_seen_while_its_question_failed(
+    tmp_path: Path,
+) -> None:
+    seen = sight(evidence_of(tmp_path, SILENT), window(0, 180), 60, ["c"], answered((-300, 120)))
+    assert seen["c"].tolist() == [True, True, False] and seen["up"].all()
+
+
+def test_pieces_of_any_size_give_the_same_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(3)
+    series = {
+        labels(peer=str(n)): [
+            (float(t), float(v))
+            for t, v in zip(
+                np.cumsum(random.integers(1, 900, 60)), random.integers(0, 50, 60), strict=True
+            )
+        ]
+        for n in range(5)
+    }
+    evidence = evidence_of(tmp_path, {"c": series, "up": {labels(): ups(-100, 30_000, 60)}})
+    span = window(-3600, 40_000)
+    asked = [
+        lambda: increase(evidence, "c", span, 60),
+        *(lambda how=how: values(evidence, "c", span, 60, how) for how in HOWS),
+    ]
+    whole = [ask() for ask in asked]
+    monkeypatch.setattr(frames, "_PIECE", 7)
+    for one, other in zip(whole, [ask() for ask in asked], strict=True):
+        pd.testing.assert_frame_equal(one, other)
+
+
+def test_samples_of_one_query_from_several_parts_are_put_in_order(tmp_path: Path) -> None:
+    sid = series_id("main", "c", {"__name__": "c", **TARGET})
+    shared = []
+    for number, times in ((1, (60, 75)), (2, (0, 15, 30, 45))):
+        with Part(tmp_path, "main", "c", number) as part:
+            row = series_row("main", "c", {"__name__": "c", **TARGET})
+            part.add("series", rows("series", [row]))
+            batch = [{"sid": sid, "ts": at(t), "value": float(t)} for t in times]
+            part.add("samples", rows("samples", batch))
+        shared.append(part.shared)
+    write_shared(tmp_path, shared)
+    assert rises(Evidence(tmp_path), 0, 90) == [30.0, 30.0, 15.0]
+
+
+def test_a_counter_of_decades_ago_costs_no_more_than_the_steps_that_are_asked_about(
+    tmp_path: Path,
+) -> None:
+    long_ago = -60 * 365 * 86400.0
+    evidence = evidence_of(tmp_path, {"c": {labels(): [(long_ago, 0), (90, -long_ago + 90)]}})
+    assert rises(evidence, 0, 90) == pytest.approx([30.0, 30.0, 30.0])
+
+
+def test_infinity_less_infinity_is_not_known(tmp_path: Path) -> None:
+    inf = float("inf")
+    evidence = evidence_of(tmp_path, {"c": {labels(): [(0, 1), (15, inf), (45, inf), (75, 2)]}})
+    found = rises(evidence, 0, 90)
+    assert (found[0], found[2]) == (inf, 2.0) and np.isnan(found[1])
+
+
+HOWS = ("last", "min", "max", "mean")
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"), [("last", 3.0), ("min", 1.0), ("max", 9.0), ("mean", 5.0)]
+)
+def test_samples_are_thinned_to_one_for_each_step(
+    tmp_path: Path, how: How, expected: float
+) -> None:
+    gauge = [(0, 7), (10, 1), (15, 9), (29, 3), (65, 4), (90, 5)]
+    found = values(evidence_of(tmp_path, {"c": {labels(): gauge}}), "c", window(0, 90), 30, how)
+    assert found.iloc[:, 0].tolist()[::2] == [expected, 4.0] and np.isnan(found.iloc[1, 0])
+
+
+BUCKETS = steps(
+    {
+        ("a", "1"): [0.0, 4.0, 4.0, 0.0, np.nan],
+        ("a", "2"): [5.0, 4.0, 4.0, 0.0, np.nan],
+        ("a", "+Inf"): [10.0, 4.0, 9.0, 0.0, np.nan],
+    },
+    30, "n", "le",
+)  # fmt: skip
+
+
+def test_a_quantile_is_read_off_the_buckets_and_never_beyond_them() -> None:
+    found = quantile(BUCKETS, 0.4, "n")["a"]
+    assert found.iloc[0] == 1.8  # four of ten: four fifths through the bucket from 1 to 2
+    assert np.isnan(found.iloc[1])  # below the first bound
+    assert np.isnan(quantile(BUCKETS, 0.9, "n")["a"].iloc[2])  # above the last
+    assert found.iloc[3:].isna().all()  # nothing counted; nothing known
+
+
+def test_a_quantile_over_targets_counts_all_of_them() -> None:
+    other = BUCKETS.rename(columns={"a": "b"}, level="n") * 3
+    both = pd.concat([BUCKETS, other], axis=1)
+    assert list(quantile(both, 0.4, "n").columns) == ["a", "b"]
+    assert quantile(both, 0.4)["total"].iloc[0] == pytest.approx(1.8)
+
+
+@pytest.mark.parametrize(("bounds", "q"), [(("1", "2"), 0.5), (("1", "+Inf"), 1.5)])
+def test_a_quantile_without_a_last_bucket_or_above_one_is_refused(
+    bounds: tuple[str, ...], q: float
+) -> None:
+    table = steps({("a", le): [1.0] for le in bounds}, 30, "n", "le")
+    with pytest.raises(ValueError, match=r"\+Inf|between 0 and 1"):
+        quantile(table, q, "n")
+
+
+def lines_of(*lines: tuple[float, str, str]) -> list[dict[str, object]]:
+    return [
+        {"source": "node", "file": "f", "line": n, "ts": at(s), "level": level, "peer": peer}
+        for n, (s, level, peer) in enumerate(lines, 1)
+    ]
+
+
+def test_a_line_stands_beside_the_last_sample_before_it(tmp_path: Path) -> None:
+    said = {
+        labels(peer_id="x"): [(0, 1), (15, 2), (30, 3)],
+        labels(peer_id="y"): [(0, 10), (29, 20)],
+    }
+    lines = lines_of((29, "WARN", "x"), (30, "ERROR", "y"), (30, "INFO", "x"), (31, "WARN", "z"))
+    evidence = evidence_of(tmp_path, {"h": said}, {"log_lines": lines})
+    found = at_lines(evidence, "h", window(0, 60), {"peer": "peer_id"}, ["WARN", "ERROR"])
+    assert found["line"].tolist() == [1, 2, 4]
+    assert found["value"].tolist()[:2] == [2.0, 20.0] and np.isnan(found["value"].iloc[2])
+    assert found["sampled_at"].tolist()[:2] == [at(15), at(29)]
+    assert found["labels"].iloc[0]["peer_id"] == "x" and found["labels"].iloc[2] is None
+
+
+def test_a_line_stands_beside_every_series_where_none_is_chosen(tmp_path: Path) -> None:
+    said = {labels(p="1"): [(0, 1)], labels(p="2"): [(0, 2)]}
+    lines = {"log_lines": lines_of((5, "WARN", "x"))}
+    found = at_lines(evidence_of(tmp_path, {"h": said}, lines), "h", window(0, 60), {})
+    assert sorted(found["value"]) == [1.0, 2.0]
+
+
+def test_what_was_said_too_long_ago_or_ended_since_no_longer_holds(tmp_path: Path) -> None:
+    said = {labels(p="1"): [(0, 1)], labels(p="2"): [(0, 2), (90, float("nan"))]}
+    lines = {"log_lines": lines_of((100, "WARN", "x"), (400, "WARN", "x"))}
+    evidence = evidence_of(tmp_path, {"h": said}, lines)
+    found = at_lines(evidence, "h", window(60, 600), {}).sort_values(["line", "value"])
+    assert found["value"].tolist()[:1] == [1.0] and found["value"].isna().sum() == 3
+
+
+def test_a_column_that_no_line_has_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EvidenceError, match="colour"):
+        at_lines(evidence_of(tmp_path), "h", window(0, 60), {'colour"': "x"})
 
 
 def test_no_series_gives_a_frame_without_columns_and_never_zeros(tmp_path: Path) -> None:
