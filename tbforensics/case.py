@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import cached_property
 from pathlib import Path
@@ -86,15 +86,18 @@ class Case:
             return self.evidence.records_of(query.name, span)
         if query.shape is Shape.ROWS:
             return self.evidence.snapshots(query.name)
-        how = frames.last if query.shape is Shape.GAUGE else frames.increase
-        return how(self.evidence, query.name, span, step_s)
+        if query.shape is Shape.GAUGE:
+            return frames.last(self.evidence, query.name, span, step_s)
+        replies = self.captures_of(query.name)
+        return frames.increase(self.evidence, query.name, span, step_s, replies)
 
     @cached_property
     def sight(self) -> pd.DataFrame:
         """When each of the kind's queries was seen: True or False per step of a minute or more."""
         counters = [q.name for q in self.queries if q.shape in (Shape.COUNTER, Shape.HISTOGRAM)]
         step_s = max(60.0, self.incident.step_s)
-        table = frames.sight(self.evidence, self.incident.span, step_s, counters)
+        replies = self.manifest.captures
+        table = frames.sight(self.evidence, self.incident.span, step_s, counters, replies)
         # What is written only when something happens is not unseen in between.
         steady = [q for q in self.queries if not q.sparse]
         steady = [q for q in steady if q.shape is not Shape.RECORDS or q.required]
@@ -181,6 +184,12 @@ class Case:
         `parts`, what all parts answered. With `cluster.workers(...)` as pool, workers answer.
         """
         return self.evidence.sql_by_part(table, each, whole, values, pool)
+
+    def at_lines(
+        self, query: str, on: Mapping[str, str], levels: Sequence[str] = ()
+    ) -> pd.DataFrame:
+        """Log lines, each with what a query said last before it; see `frames.at_lines`."""
+        return frames.at_lines(self.evidence, query, self.incident.span, on, levels)
 
     def body(self, capture: Capture) -> bytes:
         """A reply, byte for byte, as it came."""
