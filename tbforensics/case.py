@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from prometheus_pandas.query import Prometheus
 
 from tbforensics import (
     assess,
@@ -26,10 +25,10 @@ from tbforensics import (
 from tbforensics.alerts import watch as alertwatch
 from tbforensics.alerts.watch import Watched
 from tbforensics.archive import Archive
+from tbforensics.asking.sealed import Prometheus, prometheus_client, sealed_session
 from tbforensics.errors import EvidenceError, ForensicsError
 from tbforensics.evidence import Evidence
 from tbforensics.model import Assessment, Capture, Frames, Incident, Json, Query, Shape
-from tbforensics.wire import replay_session
 
 
 class Case:
@@ -208,7 +207,7 @@ class Case:
                 next_step=f"its sources: {', '.join(s.name for s in self.incident.sources)}",
             )
         captures = [c for c in self.manifest.captures if c.source == chosen.name]
-        return Prometheus(chosen.url, http=replay_session(captures, self.archive))
+        return prometheus_client(str(chosen.url), sealed_session(captures, self.archive))
 
 
 def open_case(folder: Path | str) -> Case:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from difflib import SequenceMatcher
 from typing import Any
@@ -17,64 +18,84 @@ from tbforensics.model import Capture, Json
 
 _LISTED = 20
 _TIMES = {"time", "start", "end"}
+_ASKED_BY = {
+    "method",
+    "url",
+    "params",
+    "form",
+}  # what was asked by anything else is no such question
 
 _Question = tuple[str, frozenset[tuple[str, str]]]
 
 
-def replay_session(captures: Iterable[Capture], archive: Archive) -> requests.Session:
+@dataclass(frozen=True)
+class Answer:
+    """What a case answers to a question that was put in other words, or by another protocol."""
+
+    url: str
+    params: Mapping[str, Json]
+    body: Callable[[], bytes]
+    status: int = 200
+
+
+def replay_session(
+    captures: Iterable[Capture], archive: Archive, more: Iterable[Answer | None] = ()
+) -> requests.Session:
     """A session that answers from the archive and never touches the network.
 
     A question is matched by path and parameters, whether they went in the URL or in a form. One
     that was never asked is an EvidenceError that lists those that were, the nearest first.
+
+    more: what the case answers beside what it was asked.
     """
     session = requests.Session()
-    adapter = _Replay(captures, archive)
+    asked = [_answer(c, archive) for c in sorted(captures, key=lambda c: c.usable)]
+    adapter = _Replay(answer for answer in (*asked, *more) if answer)
     session.trust_env = False
     session.mount("http://", adapter)
     session.mount("https://", adapter)
     return session
 
 
+def _answer(capture: Capture, archive: Archive) -> Answer | None:
+    request = capture.request
+    if not capture.sha256 or "url" not in request or request.keys() - _ASKED_BY:
+        return None
+    params = {**request.get("params", {}), **request.get("form", {})}
+    return Answer(request["url"], params, lambda: archive.read(capture), capture.status or 200)
+
+
 class _Replay(HTTPAdapter):
-    def __init__(self, captures: Iterable[Capture], archive: Archive) -> None:
+    def __init__(self, answers: Iterable[Answer]) -> None:
         super().__init__()
-        self._archive = archive
-        self._kept: dict[_Question, Capture] = {}
-        for capture in sorted(captures, key=lambda capture: capture.usable):
-            request = capture.request
-            if capture.sha256 and "url" in request and "json" not in request:
-                self._kept[_question(request["url"], _asked(capture))] = capture
+        self._kept = {_question(answer.url, answer.params): answer for answer in answers}
 
     def send(self, request: Any, *args: Any, **kwargs: Any) -> requests.Response:
-        capture = self._kept.get(_question(str(request.url), _form(request)))
-        if capture is None:
+        answer = self._kept.get(_question(str(request.url), _form(request)))
+        if answer is None:
             raise EvidenceError(
                 f"this was never asked, so the sealed case cannot answer it: {request.url}",
                 problems=self._nearest(request),
                 next_step="ask one of these, or collect a new case that asks it",
             )
         response = requests.Response()
-        response.status_code = capture.status or 200
+        response.status_code = answer.status
         response.url = str(request.url)
         response.request = request
         response.headers["Content-Type"] = "application/json"
-        response._content = self._archive.read(capture)
+        response._content = answer.body()
         return response
 
     def _nearest(self, request: Any) -> list[str]:
         wanted = _in_words(str(request.url), _form(request))
         listed = []
-        for (path, _), capture in self._kept.items():
-            words = _in_words(str(capture.request["url"]), _asked(capture))
+        for (path, _), answer in self._kept.items():
+            words = _in_words(answer.url, answer.params)
             alike = SequenceMatcher(None, wanted, words, autojunk=False).ratio()
             listed.append((path != urlsplit(str(request.url)).path, -alike, words))
         listed.sort()
         more = len(listed) - _LISTED
         return [words for *_, words in listed[:_LISTED]] + [f"and {more} more"] * (more > 0)
-
-
-def _asked(capture: Capture) -> dict[str, Json]:
-    return {**capture.request.get("params", {}), **capture.request.get("form", {})}
 
 
 def _form(request: Any) -> dict[str, str]:

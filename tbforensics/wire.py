@@ -38,6 +38,9 @@ _SECRET_PARAMS = {"passphrase", "password", "token", "access_token", "api_key", 
 _RETRIED = (408, 429, 500, 502, 503, 504)
 _CHUNK_BYTES = 1 << 18
 _MOST_CUTS = 2  # how often a body that was cut short is asked for again
+_HELD_BYTES = 32 << 20  # of a reply, in memory until it is explained; a longer one is read back
+_SLOW_BYTES_PER_S = 12e6  # below, packing a reply costs the server less time than sending it plain
+_TELLING_BYTES = 2 << 20  # of a reply, before its speed is that of the link
 
 # What a reply says about itself: why it cannot be used ("" when it can), and notes.
 Explain = Callable[[bytes], tuple[str, tuple[str, ...]]]
@@ -144,6 +147,41 @@ class Stopped(BaseException):
     """Whoever asked has gone, so there is nobody to answer. No error of any source."""
 
 
+class _Held:
+    """What is needed of a reply while it streams into the archive: its beginning, its pace."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.begin("")
+
+    def begin(self, content_type: str) -> None:
+        self._type, self._chunks, self._length, self.waited_s = content_type, list[bytes](), 0, 0.0
+
+    def passing(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        while True:
+            begun = time.perf_counter()
+            chunk = next(chunks, b"")
+            self.waited_s += time.perf_counter() - begun
+            if not chunk:
+                return
+            self._length += len(chunk)
+            if self._length <= self._most:
+                self._chunks.append(chunk)
+            else:
+                self._chunks.clear()
+            yield chunk
+
+    @property
+    def body(self) -> bytes | None:
+        """All of it; None when it was more than is held."""
+        return b"".join(self._chunks) if self._length <= self._most else None
+
+    def another_type(self, expected: str) -> str:
+        if self._type.startswith(expected):
+            return ""
+        return f"answers with {self._type[:100] or 'no type'} and not {expected}"
+
+
 class Client:
     """One configured source, ready to be asked. Its captures go to one archive.
 
@@ -186,9 +224,12 @@ class Client:
         params: Mapping[str, Json] | None = None,
         form: Mapping[str, Json] | None = None,
         json: Json = None,
+        data: bytes | None = None,
+        told: Mapping[str, Json] | None = None,
         headers: Mapping[str, str] | None = None,
         window: Window | None = None,
         accept_status: tuple[int, ...] = (200,),
+        expects: str = "",
         notes: tuple[str, ...] = (),
         explain: Explain | None = None,
     ) -> Capture:
@@ -197,6 +238,8 @@ class Client:
         A reply with another status than expected is kept as well, and is not usable.
 
         form:    sent as the body of a POST, for a question too long for a URL.
+        data:    a body that is no text. told: what it asks, in words that are put on record.
+        expects: how the type of the answer begins; another type is no answer.
         explain: reads the kept body for the server's own words about it: an error inside a 200,
                  or why it refused.
 
@@ -210,7 +253,7 @@ class Client:
             if path
             else str(self.source.url)
         )
-        request: dict[str, Json] = {"method": method, "url": without_secrets(url)}
+        request: dict[str, Json] = {"method": method, "url": without_secrets(url), **(told or {})}
         for name, values in (("params", params), ("form", form)):
             if values:
                 request[name] = {
@@ -229,15 +272,19 @@ class Client:
         secrets += self._secrets
         sent = {
             "params": {k: str(v) for k, v in params.items()} if params else None,
-            "data": {k: str(v) for k, v in form.items()} if form else None,
+            "data": {k: str(v) for k, v in form.items()} if form else data,
             "json": json,
             "headers": dict(headers or {}),
         }
-        capture = self._patiently(asked, method, url, sent, accept_status)
+        held = _Held(_HELD_BYTES if explain else 0)
+        capture = self._patiently(asked, method, url, sent, accept_status, held)
         if self.stopped.is_set() and capture.sha256 is None:
             raise Stopped
+        if capture.status in accept_status and not capture.error:
+            capture = replace(capture, error=held.another_type(expects))
         if explain and capture.sha256:
-            why, said = explain(self.archive.read(capture))
+            whole = held.body
+            why, said = explain(self.archive.read(capture) if whole is None else whole)
             error = f"{capture.error}: {why}" if capture.error and why else capture.error or why
             capture = replace(capture, error=error, notes=(*capture.notes, *said))
         capture = replace(
@@ -298,6 +345,7 @@ class Client:
         url: str,
         sent: Mapping[str, Any],
         accept_status: tuple[int, ...],
+        held: _Held,
     ) -> Capture:
         """The session retries until a reply begins; a body that is cut short is asked for here."""
         cuts = 0
@@ -306,7 +354,7 @@ class Client:
                 with self.session.request(
                     method, url, stream=True, allow_redirects=False, **sent
                 ) as reply:
-                    return self._keep(asked, reply, accept_status)
+                    return self._keep(asked, reply, accept_status, held)
             except (ProtocolError, DecodeError) as error:
                 # Only reading a body lets these through; `requests` wraps what comes before.
                 reason = f"the reply was cut short or damaged: {_in_words(error)}"
@@ -319,13 +367,20 @@ class Client:
                 return replace(asked, error=_in_words(error))
 
     def _keep(
-        self, asked: Capture, reply: requests.Response, accept_status: tuple[int, ...]
+        self,
+        asked: Capture,
+        reply: requests.Response,
+        accept_status: tuple[int, ...],
+        held: _Held,
     ) -> Capture:
         notes = tuple(
             f"tried again after {past.status or _in_words(past.error)}"
             for past in getattr(getattr(reply.raw, "retries", None), "history", ())
         )
-        sha256, length = self.archive.keep(self._chunks(reply))
+        held.begin(reply.headers.get("Content-Type", ""))
+        sha256, length = self.archive.keep(held.passing(self._chunks(reply)))
+        if length >= _TELLING_BYTES and length < held.waited_s * _SLOW_BYTES_PER_S:
+            notes = (*notes, *self._pack(length / held.waited_s, reply))
         error = ""
         if reply.is_redirect:
             error = (
@@ -342,6 +397,16 @@ class Client:
             error=error,
             notes=(*asked.notes, *notes),
         )
+
+    def _pack(self, bytes_per_s: float, reply: requests.Response) -> tuple[str, ...]:
+        """Ask for packed replies from here on, where they are not packed already."""
+        if (
+            reply.headers.get("Content-Encoding")
+            or self.session.headers["Accept-Encoding"] == "gzip"
+        ):
+            return ()
+        self.session.headers["Accept-Encoding"] = "gzip"
+        return (f"the link is slow ({bytes_per_s / 1e6:.1f} MB/s): packed replies from here on",)
 
     def _chunks(self, reply: requests.Response) -> Iterator[bytes]:
         deadline, length = time.monotonic() + self.manners.whole_reply_s, 0

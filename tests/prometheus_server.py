@@ -81,17 +81,29 @@ def _seconds(ms: int) -> str:
 
 @contextmanager
 def serve(
-    folder: Path, history: str, *flags: str, rules: str = RULES, port: int = 0
+    folder: Path,
+    history: str,
+    *flags: str,
+    rules: str = RULES,
+    config: str = CONFIG,
+    port: int = 0,
 ) -> Iterator[Server]:
-    """Load a history and answer for it until the block ends."""
-    server = start(folder, history, *flags, rules=rules, port=port)
+    """Load a history and answer for it until the block ends. config: with a place for a port."""
+    server = start(folder, history, *flags, rules=rules, config=config, port=port)
     try:
         yield server
     finally:
         stop(server)
 
 
-def start(folder: Path, history: str, *flags: str, rules: str = RULES, port: int = 0) -> Server:
+def start(
+    folder: Path,
+    history: str,
+    *flags: str,
+    rules: str = RULES,
+    config: str = CONFIG,
+    port: int = 0,
+) -> Server:
     folder.mkdir(parents=True, exist_ok=True)
     text = folder / "history.om"
     text.write_text(history)
@@ -103,15 +115,15 @@ def start(folder: Path, history: str, *flags: str, rules: str = RULES, port: int
         )
     (folder / "rules.yml").write_text(rules)
     for _ in range(3):  # another process may take the free port first
-        server = _started(folder, flags, port or _free_port())
+        server = _started(folder, flags, config, port or _free_port())
         if _ready(server):
             return server
         stop(server)
     raise RuntimeError(f"Prometheus does not start:\n{server.log()}")
 
 
-def _started(folder: Path, flags: tuple[str, ...], port: int) -> Server:
-    (folder / "prometheus.yml").write_text(CONFIG % port)
+def _started(folder: Path, flags: tuple[str, ...], config: str, port: int) -> Server:
+    (folder / "prometheus.yml").write_text(config % port)
     with (folder / "prometheus.log").open("wb") as log:
         process = subprocess.Popen(
             [

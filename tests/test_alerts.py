@@ -722,8 +722,8 @@ groups:
         incident = parameters.incident_from({**given, "sources": {"main": source}})
         folder = collect.collect(incident, tmp_path)
     case = open_case(folder)
-    asked = {c.request["params"]["query"] for c in case.captures_of("rule_series")}
-    assert asked == {f'{{__name__=~"attempts_total|disk_free"}}[{part}]' for part in ("5m", "1h")}
+    asked = {c.request["remote_read"]["query"] for c in case.captures_of("rule_series")}
+    assert asked == {'{__name__=~"attempts_total|disk_free"}'}
     by_name = {one.rule.alert: one for one in case.alerts}
     assert set(by_name) == {"ShareFails", "DiskSoon"}  # Disk is about nothing of this kind
     share, disk = by_name["ShareFails"], by_name["DiskSoon"]

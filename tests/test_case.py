@@ -20,6 +20,7 @@ from conftest import ROOT
 
 from tbforensics import case as room
 from tbforensics import manifest, parameters
+from tbforensics.asking.sealed import questions
 from tbforensics.build import rebuild
 from tbforensics.case import Case, case_of, find_home, investigate, open_case, prove
 from tbforensics.errors import EvidenceError, ForensicsError, ParametersError
@@ -93,11 +94,11 @@ def test_a_reply_comes_back_byte_for_byte(example: Case) -> None:
 def test_prometheus_pandas_answers_what_was_asked_and_refuses_what_was_not(here: World) -> None:
     case = open_case(here.case)
     capture = next(c for c in case.captures["up"] if c.usable)
-    asked = capture.request["params"]
-    table = case.prometheus().query(asked["query"], asked["time"])
+    asked = questions([capture]).iloc[0]
+    table = case.prometheus().query(asked.expression, asked.time)
     assert len(table.columns) == 2
     with pytest.raises(EvidenceError, match="never asked") as caught:
-        case.prometheus("prometheus").query("up[1h]", asked["time"])
+        case.prometheus("prometheus").query("up[1h]", asked.time)
     assert any("up[" in problem for problem in caught.value.problems)
     with pytest.raises(EvidenceError, match="no Prometheus source nobody"):
         case.prometheus("nobody")

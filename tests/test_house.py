@@ -34,8 +34,8 @@ ROOMS = [
 ]
 DOORS = {  # each outside library enters by one door, or by the few that are named
     "duckdb": {"evidence"},
-    "requests": {"wire", "credentials", "replay", "sources"},
-    "prometheus_pandas": {"sources", "case"},
+    "requests": {"wire", "credentials", "replay", "asking"},
+    "prometheus_pandas": {"asking"},
     "yaml": {"plainyaml", "parameters", "scaffold"},
     "promql_parser": {"promql"},
     "pydantic": {"redact", "parameters", "credentials", "scaffold"},

@@ -28,6 +28,7 @@ NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
 WINDOW = Window(NOON, NOON + timedelta(hours=1))
 BASELINE = Window(NOON - timedelta(hours=1), NOON)
 INCIDENT = Incident("i", "k", "t", WINDOW, BASELINE, 30.0, (), {}, (), "", "d")
+AS_JSON = Options(avoid=("remote_read",))
 QUERIES = [Query("m", "prometheus", "m_total")]
 EMPTY = '{"status":"success","data":{"resultType":"matrix","result":[]}}'
 ONE = (
@@ -49,7 +50,7 @@ def fetched(answer: Answer, folder: Path) -> tuple[list[Capture], int]:
         client = Client(
             SourceConfig("main", "prometheus", server.url), Archive(folder), manners=HASTY
         )
-        captures = list(SOURCE.fetch(QUERIES, INCIDENT, Options(), client))
+        captures = list(SOURCE.fetch(QUERIES, INCIDENT, AS_JSON, client))
         return captures, len(server.seen)
 
 
@@ -145,7 +146,7 @@ def test_a_server_that_hangs_is_left_alone(tmp_path):
         client = Client(
             SourceConfig("main", "prometheus", server.url), Archive(tmp_path), manners=HASTY
         )
-        captures = list(SOURCE.fetch(QUERIES, INCIDENT, Options(), client))
+        captures = list(SOURCE.fetch(QUERIES, INCIDENT, AS_JSON, client))
         assert len(server.seen) == 6
     assert {c.error for c in captures[:3]} == {"no answer within the time allowed"}
     assert all(c.error.startswith("not asked") for c in captures[3:])
@@ -160,7 +161,7 @@ def test_one_query_that_hangs_does_not_cost_the_others(tmp_path):
         client = Client(
             SourceConfig("main", "prometheus", server.url), Archive(tmp_path), manners=HASTY
         )
-        captures = list(SOURCE.fetch(QUERIES, INCIDENT, Options(), client))
+        captures = list(SOURCE.fetch(QUERIES, INCIDENT, AS_JSON, client))
     assert all(capture.usable == (capture.query != "m") for capture in captures)
     assert one(captures)[-1].error.startswith("not asked: the server gave no answer to 3 parts")
 

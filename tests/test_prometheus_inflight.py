@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from http_fake import Fake, Handler, fake
-from test_prometheus_faults import EMPTY, HASTY, NOON, is_query, query_of
+from test_prometheus_faults import AS_JSON, EMPTY, HASTY, NOON, is_query, query_of
 
 from tbforensics.archive import Archive
 from tbforensics.asking.inflight import in_order
@@ -60,7 +60,7 @@ def client_of(server: Fake, folder: Path) -> Client:
     return Client(SourceConfig("main", "prometheus", server.url), Archive(folder), manners=HASTY)
 
 
-def fetched(busy: Busy, folder: Path, options: Options = Options()) -> list[Capture]:
+def fetched(busy: Busy, folder: Path, options: Options = AS_JSON) -> list[Capture]:
     with fake(busy.answer) as server:
         return list(SOURCE.fetch(QUERIES, INCIDENT, options, client_of(server, folder)))
 
@@ -192,7 +192,7 @@ def silent_from(number: int) -> Iterator[tuple[Fake, Busy]]:
 
 def test_a_server_that_falls_silent_is_asked_no_more_than_by_one_who_waits(tmp_path: Path) -> None:
     with silent_from(4) as (server, dying):
-        captures = list(SOURCE.fetch(QUERIES, INCIDENT, Options(), client_of(server, tmp_path)))
+        captures = list(SOURCE.fetch(QUERIES, INCIDENT, AS_JSON, client_of(server, tmp_path)))
         # Three parts of one query, as one query may be too much for it, and then of another.
         assert len(dying.counts) == 4 + 4 * (1 + HASTY.retries)
     lost = [capture for capture in captures if not capture.usable]
@@ -225,7 +225,7 @@ def test_the_turn_goes_to_what_comes_first_in_the_plan() -> None:
 def test_whoever_stops_listening_stops_the_asking(tmp_path: Path) -> None:
     busy = Busy()
     with fake(busy.answer) as server:
-        fetching = SOURCE.fetch(QUERIES, INCIDENT, Options(), client_of(server, tmp_path))
+        fetching = SOURCE.fetch(QUERIES, INCIDENT, AS_JSON, client_of(server, tmp_path))
         for _ in range(8):
             next(fetching)
         fetching.close()
@@ -278,7 +278,7 @@ def test_a_full_disk_ends_the_asking_though_another_question_hangs(tmp_path: Pat
         client = Client(config, Full(tmp_path), manners=manners)
         began = time.monotonic()
         with pytest.raises(EvidenceError):
-            list(SOURCE.fetch(QUERIES, INCIDENT, Options(), client))
+            list(SOURCE.fetch(QUERIES, INCIDENT, AS_JSON, client))
         assert time.monotonic() - began < 3
         assert len(busy.counts) <= 5
     settle()

@@ -85,6 +85,71 @@ def test_the_servers_own_words_join_the_error_and_the_notes(tmp_path):
     assert (broken.status, broken.error, broken.usable) == (200, "because", False)
 
 
+@pytest.mark.parametrize("length", [0, 5, 32 << 20, (32 << 20) + 1])
+def test_a_reply_is_explained_whole_however_long_it_is(length, tmp_path):
+    with fake(lambda to, n: to.reply(bytes(length))) as server:
+        seen = []
+        client_of(server.url, tmp_path, Manners()).ask(
+            query="q", role="r", explain=lambda body: (seen.append(body) or "", ())
+        )
+    assert [len(body) for body in seen] == [length]
+
+
+def test_what_was_cut_short_is_not_explained_with_what_came_after(tmp_path):
+    with fake(lambda to, n: to.reply("whole") if n else cut(to, n)) as server:
+        seen = []
+        client_of(server.url, tmp_path).ask(
+            query="q", role="r", explain=lambda body: (seen.append(body) or "", ())
+        )
+    assert seen == [b"whole"]
+
+
+def test_bytes_are_sent_as_they_are_and_told_in_words(tmp_path):
+    with fake(lambda to, n: to.reply("ok", Content_Type="x/y; z=1")) as server:
+        capture = client_of(server.url, tmp_path).ask(
+            query="q",
+            role="r",
+            method="POST",
+            data=b"\x00\xff",
+            told={"asks": "for m"},
+            expects="x/y",
+        )
+    assert (server.seen[0].body, capture.request["asks"], capture.error) == (
+        b"\x00\xff",
+        "for m",
+        "",
+    )
+
+
+@pytest.mark.parametrize(("kind", "shown"), [("text/html", "text/html"), ("", "no type")])
+def test_an_answer_of_another_type_is_none(kind, shown, tmp_path):
+    with fake(lambda to, n: to.reply("ok", Content_Type=kind)) as server:
+        capture = client_of(server.url, tmp_path).ask(query="q", role="r", expects="x/y")
+    assert capture.error == f"answers with {shown} and not x/y"
+    assert Archive(tmp_path).read(capture) == b"ok"
+
+
+@pytest.mark.parametrize(("length", "packed"), [(3 << 20, True), (1 << 20, False)])
+def test_packed_replies_are_asked_for_once_a_long_one_came_slowly(length, packed, tmp_path):
+    def slowly(to: Handler, before: int) -> None:
+        to.send_response(200)
+        to.send_header("Content-Length", str(length))
+        to.end_headers()
+        to.wfile.write(bytes(length // 2))
+        time.sleep(0.4)
+        to.wfile.write(bytes(length - length // 2))
+
+    with fake(slowly) as server:
+        client = client_of(server.url, tmp_path, Manners())
+        captures = [client.ask(query=str(n), role="r") for n in range(3)]
+    assert [seen.headers["Accept-Encoding"] for seen in server.seen] == [
+        "identity",
+        *(["gzip", "gzip"] if packed else ["identity", "identity"]),
+    ]
+    said = [note for capture in captures for note in capture.notes]
+    assert [note.startswith("the link is slow") for note in said] == [True] * packed
+
+
 def test_a_form_is_posted_and_is_on_record(tmp_path):
     with fake(lambda to, n: to.reply("ok")) as server:
         capture = client_of(server.url, tmp_path).ask(

@@ -22,8 +22,9 @@ from standin_node import NodeState, StandInNode
 
 from examples import quic_failure as scenario
 from tbforensics.case import prove
+from tbforensics.reading import remoteread
 from torture import ROOT
-from torture.proxy import Plan, Proxy, proxy, question_key
+from torture.proxy import Plan, Proxy, in_text, proxy, question_key
 from torture.table import Counts
 
 COMMAND = Path(sys.executable).with_name("tbforensics")
@@ -137,6 +138,9 @@ class Home:
 def _key(request: Mapping[str, Any]) -> str:
     path = urlsplit(str(request.get("url", ""))).path or "/"
     params = {**request.get("params", {}), **request.get("form", {})}
+    if told := request.get("remote_read"):
+        first_ms, last_ms = (round(float(told[name]) * 1000) for name in ("start", "end"))
+        params["query"] = in_text(remoteread.question(told["matchers"], first_ms, last_ms))
     return question_key(str(request.get("method")), path, params, request.get("json"))
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+import cramjam
 from http_fake import Handler, Seen, fake
 
 _KEPT = ("Content-Type", "Retry-After", "Location")
@@ -109,12 +110,19 @@ def _asked(seen: Seen, n: int, before: dict[str, int]) -> Asked:
     body = None
     if seen.headers.get("Content-Type", "").startswith("application/json"):
         body = json.loads(seen.body)
+    elif seen.headers.get("Content-Type") == "application/x-protobuf":
+        params["query"] = in_text(seen.body)
     elif seen.body:
         params |= dict(parse_qsl(seen.body.decode(), keep_blank_values=True))
     key = question_key(seen.method, parts.path, params, body)
     before[key] = before.get(key, 0) + 1
     authorization, at = seen.headers.get("Authorization", ""), time.monotonic()
     return Asked(n, before[key], seen.method, parts.path, params, body, authorization, at)
+
+
+def in_text(read: bytes) -> str:
+    """A question of remote read; names and values stand in it as they are."""
+    return bytes(cramjam.snappy.decompress_raw(read)).decode("latin-1")
 
 
 def _forwarded(upstream: str, seen: Seen) -> Reply:
@@ -207,9 +215,10 @@ def says(body: bytes | str, status: int = 200, **headers: str) -> Fault:
 
 
 def shortened(to: Handler, upstream: Upstream) -> bytes | None:
-    """JSON that stops in the middle, with a length that fits."""
-    body = upstream().body
-    to.reply(body[: len(body) * 2 // 3], 200)
+    """A reply that stops in the middle, with a length that fits."""
+    reply = upstream()
+    body, kind = reply.body, reply.headers.get("Content-Type", "")
+    to.reply(body[: len(body) * 2 // 3], 200, Content_Type=kind)
     return body[: len(body) * 2 // 3]
 
 

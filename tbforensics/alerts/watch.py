@@ -226,7 +226,8 @@ def _asked_whole(raw: Sequence[Query], match: str, captures: Sequence[Capture]) 
 
 
 def _names_asked(capture: Capture) -> list[str]:
-    asked = {**capture.request.get("params", {}), **capture.request.get("form", {})}
+    ways = ("params", "form", "remote_read")
+    asked = {k: v for way in ways for k, v in capture.request.get(way, {}).items()}
     found = _NAMES_ASKED.search(str(asked.get("query", "")))
     return found[1].split("|") if found else []
 

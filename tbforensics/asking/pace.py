@@ -62,7 +62,7 @@ class Pace:
     def heard(self, capture: Capture) -> None:
         """What became of a question."""
         with self._turns:
-            self._silences = [*self._silences, capture.query] if _silent(capture) else []
+            self._silences = [*self._silences, capture.query] if silent(capture) else []
             self._silence = capture.error
             if too_much(capture) or capture.status in (429, 503) or _asked_to_wait(capture):
                 self._at_once = 1
@@ -89,7 +89,7 @@ def too_much(capture: Capture) -> bool:
     return capture.status in (None, 400, 422, 503, 504) and bool(_TOO_MUCH.search(said))
 
 
-def _silent(capture: Capture) -> bool:
+def silent(capture: Capture) -> bool:
     """There is nobody, or nobody who lets us in."""
     if capture.status is None:
         return bool(capture.error) and "is longer than" not in capture.error

@@ -7,19 +7,23 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 
+from tbforensics.asking import wording
 from tbforensics.asking.inflight import in_order
-from tbforensics.asking.pace import AT_ONCE, Pace
-from tbforensics.asking.slices import Portion, Question, Slice, plan
+from tbforensics.asking.pace import AT_ONCE, Pace, silent, too_much
+from tbforensics.asking.remote import Differs, Remote, added, matchers_of
+from tbforensics.asking.slices import LEAD_S, Portion, Question, Slice, plan
+from tbforensics.asking.wording import Wording
 from tbforensics.model import Capture, Json, Window
 from tbforensics.promql import text as promql
-from tbforensics.reading import promjson
+from tbforensics.reading import promjson, remoteread
 from tbforensics.wire import Client
 
 ROLE = "samples"
+PROBE = "probe"  # tells how a server can be asked, and is no evidence of anything else
 PROVISIONAL = "provisional"
 _LOOKBACK_S, _LATE_S = 300.0, 60.0  # a sample may still arrive for so long
-_LONGEST_URL_TEXT = 1_500
 _FIRST = -1  # before every place of a plan
+_PROBED_MS = round(LEAD_S * 1000)
 
 _STATUS: tuple[tuple[str, str, Mapping[str, Json]], ...] = (
     # role, path, parameters
@@ -39,11 +43,14 @@ class Server:
     def __init__(self, client: Client) -> None:
         self._client, self._pace = client, Pace()
         self._lookback_s = _LOOKBACK_S
+        self._remote: Remote | None = None
+
+    # --- about itself -----------------------------------------------------------------------
 
     def status(self, roles: Sequence[str]) -> Iterator[Capture]:
         """What the server is and what it was set to do. A part it does not know is no failure."""
         for role, path, params in (asked for asked in _STATUS if asked[0] in roles):
-            capture = self._ask(_FIRST, role, role, path, params)
+            capture = self._ask(_FIRST, role, role, wording.of_api(path, params))
             if role == "flags" and capture.usable:
                 self._heed(_flags(self._client.body(capture)))
             yield capture
@@ -51,16 +58,70 @@ class Server:
     def _heed(self, flags: Mapping[str, str]) -> None:
         """What the server says that it bears."""
         self._lookback_s = promql.duration_s(flags.get("query.lookback-delta", "")) or _LOOKBACK_S
-        limit = flags.get("query.max-concurrency", "")
-        if limit.isdecimal() and int(limit):  # 0 is none
-            self._pace.at_most(int(limit))
+        for name in ("query.max-concurrency", "storage.remote.read-concurrent-limit"):
+            limit = flags.get(name, "")
+            if limit.isdecimal() and int(limit):  # 0 is none
+                self._pace.at_most(int(limit))
+
+    def try_remote_read(self, seen: str, spans: Sequence[tuple[int, int]]) -> Iterator[Capture]:
+        """Find out whether it can be used, where the answers to a selector tell.
+
+        What is found out is on record; a server without it is asked as JSON, and that is no
+        failure.
+        """
+        matchers = matchers_of(seen) or ()
+        for start_ms, end_ms in _glances(spans):
+            part = Slice(_FIRST, Question(wording.READ, seen), start_ms, end_ms)
+            read = self._put(part, PROBE, wording.of_read(part, matchers, {}))
+            yield read
+            if not read.usable:
+                return
+            if not read.bytes:
+                continue
+            query = self._put(part, PROBE, wording.of_query(part))
+            yield query
+            if not query.usable:
+                return
+            bodies = self._client.body(read), self._client.body(query)
+            try:
+                without = added(read, bodies[0], query, bodies[1])
+            except Differs as why:
+                yield self._not_used(str(why))
+                return
+            if without is not None:
+                yield from self._use(Remote(without), spans)
+                return
+        yield self._not_used(f"there is no {seen} to compare its answers by")
+
+    def _use(self, remote: Remote, spans: Sequence[tuple[int, int]]) -> Iterator[Capture]:
+        """Use it, if no series has a label of its own like those that the server adds."""
+        times = {"start": spans[0][0], "end": spans[-1][1]}
+        params = {name: promql.seconds_text(ms) for name, ms in times.items()}
+        for name in remote.without:
+            asks = wording.of_api(f"api/v1/label/{name}/values", params)
+            capture = self._ask(_FIRST, wording.READ, PROBE, asks)
+            yield capture
+            values = (
+                promjson.read_reply(self._client.body(capture)).data if capture.usable else None
+            )
+            if values != []:
+                why = f"series have a label {name} of their own" if values else capture.error
+                yield self._not_used(why or f"nobody says who has a label {name}")
+                return
+        self._remote = remote
+
+    def _not_used(self, why: str) -> Capture:
+        error = f"not used: {why}"
+        return self._client.fail(query=wording.READ, role=PROBE, request={}, error=error)
+
+    # --- samples ----------------------------------------------------------------------------
 
     def samples(
         self, questions: Sequence[Question], spans: Sequence[tuple[int, int]], slice_ms: int
     ) -> Iterator[Capture]:
         """Each question for each span, in slices, a few of them at once."""
         tasks = (
-            partial(self._parts, whole, portion)
+            partial(self.slice, whole, portion)
             for whole, portion in plan(questions, spans, slice_ms)
         )
         try:
@@ -70,9 +131,9 @@ class Server:
             self._client.stop()  # whoever still asks has nobody to tell
             raise
 
-    def _parts(self, whole: Slice, portion: Portion) -> list[Capture]:
+    def slice(self, whole: Slice, portion: Portion) -> list[Capture]:
         """A slice at once, or what is too much for the server in halves."""
-        captures, at = [], whole.start_ms
+        captures, at = list[Capture](), whole.start_ms
         while at < whole.end_ms:
             if portion.over:
                 text, since = whole.question.text, promql.seconds_text(at)
@@ -86,66 +147,44 @@ class Server:
             if part.question.step_ms and part.steps is None:
                 at = edge_ms
                 continue
-            capture = self._part(part, portion.notes)
-            captures.append(capture)
-            if not portion.heard(capture, length_ms):
+            captures += self._part(part, portion)
+            if not portion.heard(captures[-1], length_ms):
                 at = edge_ms
         return captures
 
-    def _part(self, part: Slice, notes: tuple[str, ...]) -> Capture:
-        question = part.question
-        if question.step_ms and part.steps:
-            first, last = part.steps
-            path, params = (
-                "api/v1/query_range",
-                {
-                    "query": question.text,
-                    "start": promql.seconds_text(first),
-                    "end": promql.seconds_text(last),
-                    "step": promql.seconds_text(question.step_ms),
-                },
-            )
-        else:
-            # A range holds both its ends in Prometheus 2 and only the later one in Prometheus 3.
-            # This one holds [start, end) in either, plus a millisecond that `parse` drops.
-            length = promql.duration_text(part.end_ms - part.start_ms)
-            path, params = (
-                "api/v1/query",
-                {
-                    "query": f"{question.text}[{length}]",
-                    "time": promql.seconds_text(part.end_ms - 1),
-                },
-            )
+    def _part(self, part: Slice, portion: Portion) -> Iterator[Capture]:
+        """One answer; before it, another way's that was none."""
+        remote = None if portion.as_json else self._remote
+        if remote and (matchers := remote.matchers(part.question)):
+            asks = wording.of_read(part, matchers, remote.without)
+            capture = self._put(part, ROLE, asks, portion.notes)
+            yield capture
+            if capture.error != remoteread.HISTOGRAMS and not _refuses_the_way(capture):
+                return
+            portion.as_json = True
+        yield self._put(part, ROLE, wording.of_query(part), portion.notes)
+
+    def _put(self, part: Slice, role: str, asks: Wording, notes: tuple[str, ...] = ()) -> Capture:
         window = promql.window_of(part.start_ms, part.end_ms)
-        return self._ask(part.place, question.name, ROLE, path, params, window, notes)
+        settled = timedelta(seconds=self._lookback_s + _LATE_S)
+        if window.end > self._client.now() - settled:
+            notes = (*notes, PROVISIONAL)
+        return self._ask(part.place, part.question.name, role, asks, window, notes)
 
     def _ask(
         self,
         place: int,
         name: str,
         role: str,
-        path: str,
-        params: Mapping[str, Json],
+        asks: Wording,
         window: Window | None = None,
         notes: tuple[str, ...] = (),
     ) -> Capture:
-        settled = timedelta(seconds=self._lookback_s + _LATE_S)
-        if window and window.end > self._client.now() - settled:
-            notes = (*notes, PROVISIONAL)
-        long = len(str(params.get("query", ""))) > _LONGEST_URL_TEXT
         with self._pace.turn(place):
             if why := self._pace.left_alone(name):
-                return self._not_asked(name, role, {"path": path, "params": dict(params)}, why)
+                return self._not_asked(name, role, asks.shown, why)
             capture = self._client.ask(
-                query=name,
-                role=role,
-                path=path,
-                method="POST" if long else "GET",
-                params=None if long else params,
-                form=params if long else None,
-                window=window,
-                notes=notes,
-                explain=promjson.explain,
+                query=name, role=role, window=window, notes=notes, **asks.asks
             )
             self._pace.heard(capture)
         return capture
@@ -153,6 +192,21 @@ class Server:
     def _not_asked(self, name: str, role: str, request: Mapping[str, Json], why: str) -> Capture:
         error = f"not asked: {why}"
         return self._client.fail(query=name, role=role, request=request, error=error)
+
+
+def _glances(spans: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """A few minutes at the start of all that is asked, at its end, and in between."""
+    start_ms, end_ms = spans[0][0], spans[-1][1]
+    length_ms = min(_PROBED_MS, end_ms - start_ms)
+    for share in (0.0, 1.0, 0.5, 0.25, 0.75):
+        at = start_ms + round(share * (end_ms - start_ms - length_ms))
+        yield at, at + length_ms
+
+
+def _refuses_the_way(capture: Capture) -> bool:
+    """It said so before it answered, so nothing of the slice was read."""
+    answered = capture.status in (None, 200)
+    return not (capture.usable or answered or too_much(capture) or silent(capture))
 
 
 def _flags(body: bytes) -> dict[str, str]:

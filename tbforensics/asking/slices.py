@@ -53,12 +53,14 @@ class Slice:
 class Portion:
     """How much of one question is asked at once. Each refusal halves it, for all later slices.
 
-    over: so many small parts were refused that the rest is not asked.
+    as_json: remote read does not answer it, or holds what is not read.
+    over:    so many small parts were refused that the rest is not asked.
     """
 
     def __init__(self, length_ms: int, unit_ms: int = 1) -> None:
         self.length_ms = length_ms
         self.notes: tuple[str, ...] = ()
+        self.as_json = False
         self._unit_ms, self._smallest_ms = unit_ms, max(unit_ms, length_ms // _SMALLEST_PART)
         self._refusals = 0
         self._lock = threading.Lock()

@@ -13,18 +13,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
-import pandas as pd
 import pyarrow as pa
-import requests
-from prometheus_pandas.query import Prometheus as PandasClient
 
 from tbforensics.alerts import rules as alertrules
-from tbforensics.asking.server import ABOUT_ITSELF, ROLE, Server
+from tbforensics.asking.server import ABOUT_ITSELF, PROBE, ROLE, Server
 from tbforensics.asking.slices import Question, spans
+from tbforensics.asking.wording import READ
 from tbforensics.errors import ParametersError
 from tbforensics.model import Capture, Incident, Query
 from tbforensics.promql import text as promql
-from tbforensics.reading import givenfiles, promjson, promrows
+from tbforensics.reading import givenfiles, promjson, promrows, remoteread
 from tbforensics.wire import Client, Manners
 
 RULE_FILE = "rule_file"
@@ -67,12 +65,15 @@ class Options:
     step_s: the step of derived queries; 0 for the incident's own.
     rule_files: alert rules to replay beside those that the server has loaded: files, folders or
                 globs of rule files as Prometheus reads them.
+    avoid: `remote_read`, to have samples asked as JSON even where the server offers both and gives
+           the same by either; it costs the server far more.
     """
 
     match: str = ""
     slice_hours: float = 2.0
     step_s: float = 0.0
     rule_files: tuple[str, ...] = ()
+    avoid: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         problems = []
@@ -82,6 +83,8 @@ class Options:
             problems.append(f"slice_hours is not between a minute and a week: {self.slice_hours}")
         if not (self.step_s == 0 or 0.001 <= self.step_s <= 86_400):
             problems.append(f"step_s is not between 1 ms and a day: {self.step_s}")
+        if unknown := {*self.avoid} - {READ}:
+            problems.append(f"avoid knows only {READ}: {', '.join(sorted(unknown))}")
         if problems:
             raise ParametersError("a Prometheus source cannot be asked so:", problems=problems)
 
@@ -101,6 +104,12 @@ class PrometheusSource:
         yield from asked(queries, incident, options, client)
 
     def parse(self, capture: Capture, body: BinaryIO) -> Iterator[tuple[str, pa.Table]]:
+        if capture.role == PROBE or capture.error == remoteread.HISTOGRAMS:
+            return  # another capture holds the same
+        if READ in capture.request:
+            without = capture.request[READ]["without"]
+            yield from remoteread.tables(capture, body, without=without)
+            return
         if capture.role == RULE_FILE:
             reply = _rules_in(body.read(), str(capture.request.get("file", "")))
         else:
@@ -177,6 +186,10 @@ def asked(
     for capture in itertools.chain(server.status(status), _rule_files(client, options)):
         said.append(capture)
         yield capture
+    asked_for = spans(incident)
+    if READ not in options.avoid:
+        up = promql.with_matchers("up", options.match) if options.match else "up"
+        yield from server.try_remote_read(up, asked_for)
     mine = [query for query in (*queries, *ALWAYS) if query.source == "prometheus"]
     once: dict[str, Query] = {}
     for query in mine:
@@ -184,7 +197,7 @@ def asked(
     more = _rule_series(client, said, once.values(), options)
     step_ms = max(1, round((options.step_s or incident.step_s) * 1000))
     questions = [_question(query, options.match, step_ms) for query in (*once.values(), *more)]
-    yield from server.samples(questions, spans(incident), round(options.slice_hours * 3_600_000))
+    yield from server.samples(questions, asked_for, round(options.slice_hours * 3_600_000))
 
 
 def _question(query: Query, match: str, step_ms: int) -> Question:
@@ -192,32 +205,3 @@ def _question(query: Query, match: str, step_ms: int) -> Question:
     if match and not query.params.get("everywhere"):
         text = promql.with_matchers(text, match)
     return Question(query.name, text, step_ms if query.params.get("derived") else 0)
-
-
-# --- for the analyst -----------------------------------------------------------------------
-
-
-def prometheus_client(url: str, session: requests.Session) -> PandasClient:
-    """prometheus-pandas on a session of ours: live (`open_session`) or sealed (`replay_session`).
-
-    On a sealed one, `questions` lists what can be asked.
-    """
-    return PandasClient(url, http=session)
-
-
-def questions(captures: Iterable[Capture]) -> pd.DataFrame:
-    """What a sealed case can answer: one row for each call of prometheus-pandas.
-
-    Shape:  query, call ("query" or "query_range"), then that call's arguments as columns.
-    """
-    columns = ("query", "call", "expression", "time", "start", "end", "step")
-    records = []
-    for capture in captures:
-        asked = {**capture.request.get("params", {}), **capture.request.get("form", {})}
-        if capture.role == ROLE and capture.usable and "query" in asked:
-            call = str(capture.request["url"]).rpartition("/")[2]
-            times = {name: float(asked[name]) for name in columns[3:] if name in asked}
-            records.append(
-                {"query": capture.query, "call": call, "expression": asked["query"], **times}
-            )
-    return pd.DataFrame.from_records(records, columns=list(columns))
