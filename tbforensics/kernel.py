@@ -61,9 +61,12 @@ class Kernel:
 
     def serve(self, arguments: Sequence[str], cwd: str, environment: Mapping[str, str]) -> None:
         """Be the kernel that a command line with these arguments would start."""
-        # By the id of its parent a kernel knows whether it was left alone.
-        environment = {**environment, "JPY_PARENT_PID": str(os.getpid())}
-        order = {"arguments": list(arguments), "cwd": cwd, "environment": environment}
+        # By the id of its parent a kernel knows whether it was left alone. It looks for that in
+        # its environment when it is imported, which was before this.
+        parent = str(os.getpid())
+        arguments = [*arguments, f"--IPKernelApp.parent_handle={parent}"]
+        environment = {**environment, "JPY_PARENT_PID": parent}
+        order = {"arguments": arguments, "cwd": cwd, "environment": environment}
         try:
             with os.fdopen(self._orders, "w") as orders:
                 json.dump(order, orders)

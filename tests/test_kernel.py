@@ -83,9 +83,28 @@ def test_a_kernel_that_waits_ends_with_who_started_it() -> None:
     code = "import os; from tbforensics import kernel; print(kernel.waiting().pid, flush=True)"
     killed = f"{code}; os.kill(os.getpid(), 9)"
     done = subprocess.run([sys.executable, "-c", killed], stdout=subprocess.PIPE, text=True)
-    process = Path("/proc") / done.stdout.strip()
+    gone(int(done.stdout))
+
+
+def test_a_kernel_at_work_ends_with_who_started_it(tmp_path: Path) -> None:
+    folder = notebook(
+        tmp_path / "w",
+        "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()) + '\\n')",
+        "time.sleep(600)",
+    )
+    runner = subprocess.Popen([sys.executable, "-c", RUN, folder], stdout=subprocess.DEVNULL)
+    told = folder / "pid"
+    while not (told.exists() and told.read_text().endswith("\n")):
+        time.sleep(0.05)
+        assert runner.poll() is None
+    runner.kill()
+    runner.wait()
+    gone(int(told.read_text()))
+
+
+def gone(pid: int) -> None:
     for _ in range(600):
-        if not process.exists():
+        if not Path(f"/proc/{pid}").exists():
             return
         time.sleep(0.05)
-    raise AssertionError("it still waits")
+    raise AssertionError(f"{pid} is still there")
