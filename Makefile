@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 TOOLS = $(VENV)/.tools
 
-.PHONY: demo test check example examples torture lock lab clean
+.PHONY: demo test check example examples torture bench lock lab clean
 
 demo: $(READY)  ## run the bundled example incident of KIND and print where its report is
 	@rm -rf build/demo && mkdir -p build/demo && cp -R incidents notebooks parameters build/demo/
@@ -28,6 +28,10 @@ examples: $(READY) $(TOOLS)  ## the same for every kind
 
 torture: $(READY) $(TOOLS)  ## break everything around it, send it hostile bytes, print what came of it
 	$(BIN)/python -m torture
+
+bench: $(READY) $(TOOLS)  ## measure it beside its peers; BENCH='--full' or BENCH='run batch' for others
+	$(BIN)/python -m pip install --quiet -c requirements.lock -e '.[bench]'
+	$(BIN)/python -m benchmarks $(BENCH)
 
 lab: $(READY)  ## JupyterLab on the notebooks and cases
 	$(BIN)/jupyter lab notebooks
