@@ -133,7 +133,7 @@ def at_lines(
     within_s: what is older no longer holds; five minutes is how long Prometheus itself looks back.
     Shape:    in time order, a row for each line and each series that belongs to it: the line's ts,
               level, message, source, file, line and those of `on`; then labels, sampled_at and
-              value, all three missing where no series belongs to it or none had a sample.
+              value, missing where no series belongs to it, none had a sample or it went stale.
     Errors:   EvidenceError for a column that log lines do not have.
     """
     agree = "".join(
@@ -397,14 +397,14 @@ WITH lines AS (
 ),
 paired AS (SELECT lines.*, sid FROM lines LEFT JOIN series ON query = $query{agree}),
 said AS (
-    SELECT sid, ts, value FROM samples
+    SELECT * FROM (SELECT sid, ts, value FROM samples UNION ALL SELECT sid, ts, NULL FROM stale)
     WHERE sid IN (SELECT sid FROM series WHERE query = $query)
       AND ts >= epoch_ms($start_ms::BIGINT - $within_ms)::TIMESTAMPTZ
       AND ts < epoch_ms($end_ms::BIGINT)::TIMESTAMPTZ
 ),
 joined AS (
     SELECT paired.* EXCLUDE (sid), coalesce(paired.sid, 0) AS sid, said.ts AS sampled_at, value,
-           epoch_ms(paired.ts) - epoch_ms(said.ts) <= $within_ms AS holds
+           value IS NOT NULL AND epoch_ms(paired.ts) - epoch_ms(said.ts) <= $within_ms AS holds
     FROM paired ASOF LEFT JOIN said ON paired.sid = said.sid AND paired.ts >= said.ts
 )
 SELECT * EXCLUDE (sampled_at, value, holds), CASE WHEN holds THEN sampled_at END AS sampled_at,

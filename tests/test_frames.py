@@ -278,12 +278,16 @@ def test_a_line_stands_beside_every_series_where_none_is_chosen(tmp_path: Path) 
     assert sorted(found["value"]) == [1.0, 2.0]
 
 
-def test_what_was_said_too_long_ago_or_ended_since_no_longer_holds(tmp_path: Path) -> None:
-    said = {labels(p="1"): [(0, 1)], labels(p="2"): [(0, 2), (90, float("nan"))]}
-    lines = {"log_lines": lines_of((100, "WARN", "x"), (400, "WARN", "x"))}
-    evidence = evidence_of(tmp_path, {"h": said}, lines)
-    found = at_lines(evidence, "h", window(60, 600), {}).sort_values(["line", "value"])
-    assert found["value"].tolist()[:1] == [1.0] and found["value"].isna().sum() == 3
+def test_what_was_said_too_long_ago_or_went_stale_no_longer_holds(tmp_path: Path) -> None:
+    said = {labels(p="1"): [(0, 1)], labels(p="2"): [(0, 2)]}
+    gone = series_id("main", "h", {"__name__": "h", **dict(labels(p="2"))})
+    tables = {
+        "log_lines": lines_of((100, "WARN", "x"), (400, "WARN", "x")),
+        "stale": [{"source": "main", "sid": gone, "ts": at(90)}],
+    }
+    found = at_lines(evidence_of(tmp_path, {"h": said}, tables), "h", window(60, 600), {})
+    assert found["value"].dropna().tolist() == [1.0] and len(found) == 4
+    assert found["sampled_at"].notna().sum() == 1
 
 
 def test_a_column_that_no_line_has_is_named(tmp_path: Path) -> None:
