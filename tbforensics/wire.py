@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from json import dumps
@@ -30,13 +30,14 @@ from urllib3.util import Retry
 
 from tbforensics.archive import Archive
 from tbforensics.credentials import Credentials
+from tbforensics.incoming import Incoming
+from tbforensics.incoming import Stopped as Stopped
 from tbforensics.model import Capture, Json, SourceConfig, Window
 from tbforensics.replay import replay_session as replay_session
 
 MASK = "***"
 _SECRET_PARAMS = {"passphrase", "password", "token", "access_token", "api_key", "apikey", "secret"}
 _RETRIED = (408, 429, 500, 502, 503, 504)
-_CHUNK_BYTES = 1 << 18
 _MOST_CUTS = 2  # how often a body that was cut short is asked for again
 _HELD_BYTES = 32 << 20  # of a reply, in memory until it is explained; a longer one is read back
 _SLOW_BYTES_PER_S = 12e6  # below, packing a reply costs the server less time than sending it plain
@@ -143,45 +144,6 @@ def open_session(credentials: Credentials, manners: Manners = Manners()) -> requ
     return session
 
 
-class Stopped(BaseException):
-    """Whoever asked has gone, so there is nobody to answer. No error of any source."""
-
-
-class _Held:
-    """What is needed of a reply while it streams into the archive: its beginning, its pace."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self.begin("")
-
-    def begin(self, content_type: str) -> None:
-        self._type, self._chunks, self._length, self.waited_s = content_type, list[bytes](), 0, 0.0
-
-    def passing(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
-        while True:
-            begun = time.perf_counter()
-            chunk = next(chunks, b"")
-            self.waited_s += time.perf_counter() - begun
-            if not chunk:
-                return
-            self._length += len(chunk)
-            if self._length <= self._most:
-                self._chunks.append(chunk)
-            else:
-                self._chunks.clear()
-            yield chunk
-
-    @property
-    def body(self) -> bytes | None:
-        """All of it; None when it was more than is held."""
-        return b"".join(self._chunks) if self._length <= self._most else None
-
-    def another_type(self, expected: str) -> str:
-        if self._type.startswith(expected):
-            return ""
-        return f"answers with {self._type[:100] or 'no type'} and not {expected}"
-
-
 class Client:
     """One configured source, ready to be asked. Its captures go to one archive.
 
@@ -205,6 +167,7 @@ class Client:
         self.elsewhere: Callable[[dict[str, Any]], Capture] | None = None
         self.source, self.archive, self.manners = source, archive, manners
         self.stopped = stopped or threading.Event()
+        self._incoming: set[Incoming] = set()
         self.session = open_session(credentials, manners)
         self._secrets = (*credentials.secrets, *_secrets_in(source.url or ""))
         self._clock = clock
@@ -276,14 +239,14 @@ class Client:
             "json": json,
             "headers": dict(headers or {}),
         }
-        held = _Held(_HELD_BYTES if explain else 0)
-        capture = self._patiently(asked, method, url, sent, accept_status, held)
+        capture, body = self._patiently(asked, method, url, sent, accept_status)
         if self.stopped.is_set() and capture.sha256 is None:
             raise Stopped
-        if capture.status in accept_status and not capture.error:
-            capture = replace(capture, error=held.another_type(expects))
+        if body and capture.usable and not body.content_type.startswith(expects):
+            kind = body.content_type[:100] or "no type"
+            capture = replace(capture, error=f"answers with {kind} and not {expects}")
         if explain and capture.sha256:
-            whole = held.body
+            whole = body.whole if body else None
             why, said = explain(self.archive.read(capture) if whole is None else whole)
             error = f"{capture.error}: {why}" if capture.error and why else capture.error or why
             capture = replace(capture, error=error, notes=(*capture.notes, *said))
@@ -297,6 +260,8 @@ class Client:
     def stop(self) -> None:
         """Ask nothing more; give up what is still coming in."""
         self.stopped.set()
+        for body in tuple(self._incoming):
+            body.cut()
 
     def now(self) -> datetime:
         """The clock that dates every capture, in whole milliseconds as they are written down."""
@@ -345,8 +310,7 @@ class Client:
         url: str,
         sent: Mapping[str, Any],
         accept_status: tuple[int, ...],
-        held: _Held,
-    ) -> Capture:
+    ) -> tuple[Capture, Incoming | None]:
         """The session retries until a reply begins; a body that is cut short is asked for here."""
         cuts = 0
         while True:
@@ -354,33 +318,38 @@ class Client:
                 with self.session.request(
                     method, url, stream=True, allow_redirects=False, **sent
                 ) as reply:
-                    return self._keep(asked, reply, accept_status, held)
+                    return self._keep(asked, reply, accept_status)
             except (ProtocolError, DecodeError) as error:
                 # Only reading a body lets these through; `requests` wraps what comes before.
                 reason = f"the reply was cut short or damaged: {_in_words(error)}"
                 if cuts == _MOST_CUTS:
-                    return replace(asked, error=reason)
+                    return replace(asked, error=reason), None
                 cuts += 1
                 asked = replace(asked, notes=(*asked.notes, f"tried again: {reason}"))
                 time.sleep(self.manners.backoff_s * cuts)
             except (requests.RequestException, HTTPError, OSError, ValueError) as error:
-                return replace(asked, error=_in_words(error))
+                return replace(asked, error=_in_words(error)), None
 
     def _keep(
-        self,
-        asked: Capture,
-        reply: requests.Response,
-        accept_status: tuple[int, ...],
-        held: _Held,
-    ) -> Capture:
+        self, asked: Capture, reply: requests.Response, accept_status: tuple[int, ...]
+    ) -> tuple[Capture, Incoming]:
         notes = tuple(
             f"tried again after {past.status or _in_words(past.error)}"
             for past in getattr(getattr(reply.raw, "retries", None), "history", ())
         )
-        held.begin(reply.headers.get("Content-Type", ""))
-        sha256, length = self.archive.keep(held.passing(self._chunks(reply)))
-        if length >= _TELLING_BYTES and length < held.waited_s * _SLOW_BYTES_PER_S:
-            notes = (*notes, *self._pack(length / held.waited_s, reply))
+        body = Incoming(
+            reply,
+            longest_bytes=self.manners.longest_body_bytes,
+            longest_s=self.manners.whole_reply_s,
+            held_bytes=_HELD_BYTES,
+            stopped=self.stopped,
+        )
+        self._incoming.add(body)
+        try:
+            sha256, length = self.archive.keep(body.pieces())
+        finally:
+            self._incoming.discard(body)
+        notes = (*notes, *self._pack(body))
         error = ""
         if reply.is_redirect:
             error = (
@@ -389,7 +358,7 @@ class Client:
             )
         elif reply.status_code not in accept_status:
             error = f"HTTP {reply.status_code} {reply.reason or ''}".strip()
-        return replace(
+        capture = replace(
             asked,
             status=reply.status_code,
             sha256=sha256,
@@ -397,31 +366,17 @@ class Client:
             error=error,
             notes=(*asked.notes, *notes),
         )
+        return capture, body
 
-    def _pack(self, bytes_per_s: float, reply: requests.Response) -> tuple[str, ...]:
-        """Ask for packed replies from here on, where they are not packed already."""
-        if (
-            reply.headers.get("Content-Encoding")
-            or self.session.headers["Accept-Encoding"] == "gzip"
-        ):
+    def _pack(self, body: Incoming) -> tuple[str, ...]:
+        """Ask for packed replies from here on, where a long one came slowly and plain."""
+        slow = body.length < body.waited_s * _SLOW_BYTES_PER_S
+        known = self.session.headers["Accept-Encoding"] == "gzip"
+        if body.length < _TELLING_BYTES or not slow or body.packed or known:
             return ()
         self.session.headers["Accept-Encoding"] = "gzip"
-        return (f"the link is slow ({bytes_per_s / 1e6:.1f} MB/s): packed replies from here on",)
-
-    def _chunks(self, reply: requests.Response) -> Iterator[bytes]:
-        deadline, length = time.monotonic() + self.manners.whole_reply_s, 0
-        # `read1` gives what is there; `iter_content` would wait for a whole chunk, however slowly
-        # its bytes drip in.
-        while chunk := reply.raw.read1(_CHUNK_BYTES, decode_content=True):
-            if self.stopped.is_set():
-                raise Stopped
-            length += len(chunk)
-            if length > self.manners.longest_body_bytes:
-                most = self.manners.longest_body_bytes
-                raise ValueError(f"the reply is longer than {most} bytes")
-            if time.monotonic() > deadline:
-                raise ValueError(f"the reply took longer than {self.manners.whole_reply_s:g} s")
-            yield chunk
+        pace = body.length / body.waited_s / 1e6
+        return (f"the link is slow ({pace:.1f} MB/s): packed replies from here on",)
 
 
 def without_secrets(url: str) -> str:

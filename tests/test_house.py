@@ -16,7 +16,7 @@ ROOMS = [
     # instruments: arithmetic, and the protocol of The-Block
     *("analysis", "theblock", "pseudonyms"),
     # instruments: keeping and asking
-    *("archive", "credentials", "replay", "wire", "manifest", "evidence"),
+    *("archive", "credentials", "replay", "incoming", "wire", "manifest", "evidence"),
     # instruments: from samples to frames, from expressions to values, from bytes to rows
     *("frames", "quality", "promql", "reading"),
     # instruments: what frames mean to those who know the deployment, and what its alerts said
@@ -34,7 +34,7 @@ ROOMS = [
 ]
 DOORS = {  # each outside library enters by one door, or by the few that are named
     "duckdb": {"evidence"},
-    "requests": {"wire", "credentials", "replay", "asking"},
+    "requests": {"wire", "incoming", "credentials", "replay", "asking"},
     "prometheus_pandas": {"asking"},
     "yaml": {"plainyaml", "parameters", "scaffold"},
     "promql_parser": {"promql"},

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
+import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +16,7 @@ from http_fake import Answer, Handler, fake
 from tbforensics.archive import Archive
 from tbforensics.credentials import Credentials, read_credentials
 from tbforensics.model import Capture, SourceConfig, Window
-from tbforensics.wire import Client, Manners, without_secrets
+from tbforensics.wire import Client, Manners, Stopped, without_secrets
 
 HASTY = Manners(
     connect_s=1,
@@ -250,13 +252,16 @@ def test_a_body_cut_short_once_costs_a_note(answer, tmp_path):
     assert Archive(tmp_path).read(capture) == b"whole"
 
 
+@pytest.mark.parametrize("fast", [0, 1 << 20])
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_body_that_drips_ends_at_the_deadline(chunked, tmp_path):
+def test_a_body_that_drips_ends_at_the_deadline(chunked, fast, tmp_path):
     def drip(to: Handler, before: int) -> None:
         to.send_response(200)
-        to.send_header(*(("Transfer-Encoding", "chunked") if chunked else ("Content-Length", "99")))
+        long = ("Transfer-Encoding", "chunked") if chunked else ("Content-Length", str(fast + 99))
+        to.send_header(*long)
         to.end_headers()
-        to.wfile.write(b"63\r\n" if chunked else b"")
+        to.wfile.write(b"%x\r\n" % (fast + 99) if chunked else b"")
+        to.wfile.write(bytes(fast))
         for _ in range(99):
             to.wfile.write(b"x")
             time.sleep(0.1)
@@ -265,6 +270,40 @@ def test_a_body_that_drips_ends_at_the_deadline(chunked, tmp_path):
     capture, asked = ask(drip, tmp_path)
     assert (capture.error, asked) == ("ValueError: the reply took longer than 1 s", 1)
     assert time.monotonic() - began < 2
+    assert left_in(tmp_path) == []
+
+
+def test_a_long_body_in_small_pieces_is_kept_as_it_came(tmp_path):
+    content = random.Random(1).randbytes(3_000_000)
+
+    def in_pieces(to: Handler, before: int) -> None:
+        to.send_response(200)
+        to.send_header("Transfer-Encoding", "chunked")
+        to.end_headers()
+        for at in range(0, len(content), 1999):
+            piece = content[at : at + 1999]
+            to.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        to.wfile.write(b"0\r\n\r\n")
+
+    capture, _ = ask(in_pieces, tmp_path, Manners())
+    assert Archive(tmp_path).read(capture) == content
+
+
+def test_a_stop_does_not_wait_for_the_rest_of_a_long_body(tmp_path):
+    def hangs(to: Handler, before: int) -> None:
+        to.send_response(200)
+        to.send_header("Content-Length", str(2 << 20))
+        to.end_headers()
+        to.wfile.write(bytes(1 << 20))
+        server.over.wait(20)
+
+    with fake(hangs) as server:
+        client = client_of(server.url, tmp_path, Manners())
+        threading.Timer(0.3, client.stop).start()
+        began = time.monotonic()
+        with pytest.raises(Stopped):
+            client.ask(query="q", role="r")
+        assert time.monotonic() - began < 10
     assert left_in(tmp_path) == []
 
 

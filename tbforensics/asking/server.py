@@ -11,7 +11,7 @@ from tbforensics.asking import wording
 from tbforensics.asking.inflight import in_order
 from tbforensics.asking.pace import AT_ONCE, Pace, silent, too_much
 from tbforensics.asking.remote import Differs, Remote, added, matchers_of
-from tbforensics.asking.slices import LEAD_S, Portion, Question, Slice, plan
+from tbforensics.asking.slices import Portion, Question, Slice, plan
 from tbforensics.asking.wording import Wording
 from tbforensics.model import Capture, Json, Window
 from tbforensics.promql import text as promql
@@ -23,7 +23,7 @@ PROBE = "probe"  # tells how a server can be asked, and is no evidence of anythi
 PROVISIONAL = "provisional"
 _LOOKBACK_S, _LATE_S = 300.0, 60.0  # a sample may still arrive for so long
 _FIRST = -1  # before every place of a plan
-_PROBED_MS = round(LEAD_S * 1000)
+_PROBED_MS = 240_000  # no slice is as long, so no question is put twice
 
 _STATUS: tuple[tuple[str, str, Mapping[str, Json]], ...] = (
     # role, path, parameters

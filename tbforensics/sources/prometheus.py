@@ -95,7 +95,7 @@ class PrometheusSource:
     needs_url = True
     always = ALWAYS
     # Slices are small, so a server that needs a minute for one is in trouble: ask it once more.
-    manners = Manners(retries=3, requests_per_s=20.0)
+    manners = Manners(retries=3, requests_per_s=200.0)
 
     def fetch(
         self, queries: Sequence[Query], incident: Incident, options: object, client: Client
