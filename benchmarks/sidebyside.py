@@ -38,7 +38,7 @@ def call(module: str, function: str, *given: object) -> list[str]:
     """The command that measures `module.function(*given)`, its arguments and its answer as JSON.
 
     Where it returns a function, that is what is measured: what came before it, such as imports, is
-    not.
+    not. Where that returns one too, it gives the answer, and is not measured either.
     """
     return [sys.executable, "-m", "benchmarks.sidebyside", module, function, json.dumps(given)]
 
@@ -118,8 +118,10 @@ def main(module: str, function: str, given: str) -> None:
     if callable(answer):
         begun, cpu_s = time.perf_counter(), _cpu_s()
         answer = answer()
-    wall_s, used_s = time.perf_counter() - begun, _cpu_s() - cpu_s
-    print("\n" + json.dumps(asdict(Measured(wall_s, used_s, _peak_mb(), answer))))
+    wall_s, used_s, peak_mb = time.perf_counter() - begun, _cpu_s() - cpu_s, _peak_mb()
+    if callable(answer):
+        answer = answer()
+    print("\n" + json.dumps(asdict(Measured(wall_s, used_s, peak_mb, answer))))
 
 
 if __name__ == "__main__":
