@@ -44,11 +44,9 @@ class Lines:
     def data(self, line: int) -> bytes:
         return self._data[self.starts[line] : self.ends[line]]
 
-    def places(self, lines: Ints, quotes: int) -> list[Ints]:
-        """Where these lines, which have so many quotes, start; where each quote is; where they
-        end."""
-        each = self._quotes[self._first[lines] + np.arange(quotes)[:, None]]
-        return [self.starts[lines], *each, self.ends[lines]]
+    def place(self, lines: Ints, n: int) -> Ints:
+        """Where the n-th quote of each of these lines is; the 0th is where the line starts."""
+        return self._quotes[self._first[lines] + (n - 1)] if n else self.starts[lines]
 
     def bytes_at(self, begin: Ints, length: int) -> npt.NDArray[np.bytes_]:
         """So many bytes from each of these places on."""
@@ -57,6 +55,12 @@ class Lines:
 
     def texts(self, begin: Ints, end: Ints) -> pa.Array:
         """What stands at these places, of which each pair comes after the one before."""
+        if length := _the_same(end - begin):
+            # Of one length they are gathered twice as fast.
+            places = np.arange(len(begin) + 1, dtype=np.int32) * np.int32(length)
+            data = self.bytes_at(begin, length).tobytes()
+            buffers = [None, pa.py_buffer(places), pa.py_buffer(data)]
+            return pa.Array.from_buffers(pa.string(), len(begin), buffers)
         places = np.empty(2 * len(begin), np.int32)
         places[0::2], places[1::2] = begin, end
         buffers = [None, pa.py_buffer(places), pa.py_buffer(self._data)]
@@ -92,3 +96,8 @@ class Lines:
                 line = int(np.searchsorted(self.ends, at + error.start))
                 self.sure[line] = False
                 at = min(int(self.ends[line]) + 1, len(data))
+
+
+def _the_same(lengths: Ints) -> int:
+    """What all are; 0 where they are not the same."""
+    return int(lengths[0]) if len(lengths) and (lengths == lengths[0]).all() else 0

@@ -91,7 +91,8 @@ def _digits(texts: pa.Array) -> Ints | None:
     if pc.all(pc.ascii_is_decimal(texts)).as_py():
         with suppress(pa.ArrowInvalid):  # too large
             numbers = texts.cast(pa.int64())
-            if numbers.cast(pa.string()).equals(texts):
+            zeros_first = pc.any(pc.starts_with(texts, "0")).as_py()
+            if not zeros_first or numbers.cast(pa.string()).equals(texts):
                 return numbers.to_numpy()  # type: ignore[no-any-return]
     return None
 

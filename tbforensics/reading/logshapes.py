@@ -42,7 +42,7 @@ _COLUMNS = _SCHEMA.names[1:-1]  # `fields` come last
 
 
 class Place(NamedTuple):
-    """So many bytes from the n-th of a line's places: its start, its quotes, its end."""
+    """So many bytes from a line's n-th quote; the 0th is its start, and one more is its end."""
 
     n: int
     bytes: int
@@ -63,14 +63,14 @@ class Literal(NamedTuple):
 
 @dataclass(frozen=True)
 class Shape:
-    """places: how many a line has: its start, its quotes, its end.
+    """quotes: how many a line has.
     literals, values: what is fixed and what varies, in turn.
     columns: which value fills a column of `log_lines`; one that is not named is null.
     fields: JSON, with the numbers of values where these belong.
     no_digits: texts that would fill another column if they were digits.
     """
 
-    places: int
+    quotes: int
     literals: tuple[Literal, ...]
     values: tuple[Value, ...]
     columns: Mapping[str, int]
@@ -89,7 +89,7 @@ def learn(line: bytes) -> Shape | None:
     """The shape of a line; None where it has none that can be read here."""
     if len(line) >= AHEAD_BYTES or not line.lstrip(b" \t\r").startswith(b"{"):
         return None
-    places, literals, values = _taken_apart(line)
+    quotes, literals, values = _taken_apart(line)
     fixed = b"".join(literal.said for literal in literals)
     # A name must not be taken for a marker, nor spell one with escapes.
     if len(values) > _MOST_VALUES or b"\\" in fixed or _MARKER.search(fixed.decode("latin")):
@@ -110,7 +110,7 @@ def learn(line: bytes) -> Shape | None:
             if other is None or (other.id, other.block) != (row.id, row.block):
                 no_digits.append(i)
     fields = tuple(_with_numbers(row.fields))
-    return Shape(places, tuple(literals), tuple(values), columns, fields, tuple(no_digits))
+    return Shape(quotes, tuple(literals), tuple(values), columns, fields, tuple(no_digits))
 
 
 def _taken_apart(line: bytes) -> tuple[int, list[Literal], list[Value]]:
@@ -134,7 +134,7 @@ def _taken_apart(line: bytes) -> tuple[int, list[Literal], list[Value]]:
         last, until = after, end
     # With the newline, so that nothing may follow.
     literals.append(Literal(Place(last, until - places[last]), line[until:] + b"\n"))
-    return len(places), literals, values
+    return seen, literals, values
 
 
 def _row(literals: Sequence[Literal], values: Sequence[bytes]) -> Row | None:
@@ -171,7 +171,7 @@ class Shapes:
     fewest_lines: of one shape in a block; fewer are read sooner one by one.
     """
 
-    fewest_lines: int = 32
+    fewest_lines: int = 64
 
     def __post_init__(self) -> None:
         self._known: list[Shape] = []
@@ -184,70 +184,85 @@ class Shapes:
         candidates = np.flatnonzero(lines.sure & (lines.quotes_in > 0))
         counts = lines.quotes_in[candidates]
         for quotes in np.unique(counts).tolist():
-            alike = candidates[counts == quotes]
-            if len(alike) >= self.fewest_lines:
-                places = lines.places(alike, quotes)
-                for shape, among in self._among(lines, alike, places):
-                    of = among if len(among) < len(alike) else slice(None)
-                    found.add(
-                        shape, alike[of], [_span(value, places, of) for value in shape.values]
-                    )
+            alike = _Alike(lines, candidates[counts == quotes], quotes)
+            if len(alike.numbers) >= self.fewest_lines:
+                for shape, among in self._among(alike):
+                    of = among if len(among) < len(alike.numbers) else slice(None)
+                    spans = [(alike.at(v.begin, of), alike.at(v.end, of)) for v in shape.values]
+                    found.add(shape, alike.numbers[of], spans)
         return found.rows()
 
-    def _among(self, lines: Lines, alike: Ints, places: list[Ints]) -> Iterator[tuple[Shape, Ints]]:
-        """Shapes, and which of the lines that are alike in the number of quotes have each."""
-        left: Mask = np.ones(len(alike), np.bool_)
-        for shape in [shape for shape in self._known if shape.places == len(places)]:
-            having = _having(shape, lines, places, left)
+    def _among(self, alike: _Alike) -> Iterator[tuple[Shape, Ints]]:
+        """Shapes, and which of the lines have each."""
+        left: Mask = np.ones(len(alike.numbers), np.bool_)
+        for shape in [shape for shape in self._known if shape.quotes == alike.quotes]:
+            having = alike.having(shape, left)
             if len(having) >= self.fewest_lines:
                 yield shape, having
                 left[having] = False
         while np.count_nonzero(left) >= self.fewest_lines and self._samples < _MOST_SAMPLES:
             self._samples += 1
             sample = int(left.argmax())
-            if learned := learn(lines.data(alike[sample])):
-                having = _having(learned, lines, places, left)
+            if learned := learn(alike.lines.data(alike.numbers[sample])):
+                self._known.append(learned)
+                having = alike.having(learned, left)
                 if len(having) >= self.fewest_lines:
-                    self._known.append(learned)
                     yield learned, having
                 left[having] = False
             left[sample] = False
 
 
-def _having(shape: Shape, lines: Lines, places: list[Ints], left: Mask) -> Ints:
-    """Which of the lines that are left have a shape."""
-    among: Ints | slice = slice(None) if left.all() else np.flatnonzero(left)
-    for at, said in shape.literals:
-        there = lines.bytes_at(places[at.n][among] + at.bytes, len(said))
-        if there.tobytes() != said * len(there):
-            among = _narrowed(among, there == said)
-    for value in shape.values:
-        if not value.is_text:
-            begin, end = _span(value, places, among)
-            if not (fits := begin < end).all():
-                among = _narrowed(among, fits)
-    return np.arange(len(left)) if isinstance(among, slice) else among
+class _Alike:
+    """Lines of a block that have the same number of quotes."""
+
+    def __init__(self, lines: Lines, numbers: Ints, quotes: int) -> None:
+        self.lines, self.numbers, self.quotes = lines, numbers, quotes
+        self._places: dict[int, Ints] = {}
+
+    def at(self, place: Place, among: Ints | slice) -> Ints:
+        n = place.n
+        if n not in self._places:
+            ends = n > self.quotes
+            self._places[n] = (
+                self.lines.ends[self.numbers] if ends else self.lines.place(self.numbers, n)
+            )
+        return self._places[n][among] + place.bytes
+
+    def having(self, shape: Shape, left: Mask) -> Ints:
+        """Which of the lines that are left have a shape."""
+        among: Ints | slice = slice(None) if left.all() else np.flatnonzero(left)
+        for at, said in shape.literals:
+            there = self.lines.bytes_at(self.at(at, among), len(said))
+            if there.tobytes() != said * len(there):
+                among = _narrowed(among, there == said)
+        for value in shape.values:
+            if not value.is_text:
+                fits = self.at(value.begin, among) < self.at(value.end, among)
+                if not fits.all():
+                    among = _narrowed(among, fits)
+        return np.arange(len(left)) if isinstance(among, slice) else among
 
 
 def _narrowed(among: Ints | slice, fits: Mask) -> Ints | slice:
     return np.flatnonzero(fits) if isinstance(among, slice) else among[fits]
 
 
-def _span(value: Value, places: list[Ints], of: Ints | slice) -> tuple[Ints, Ints]:
-    begin, end = value.begin, value.end
-    return places[begin.n][of] + begin.bytes, places[end.n][of] + end.bytes
+@dataclass
+class _Spans:
+    """Where in a block the values of one column stand. begin: -1 in lines that have none."""
+
+    begin: Ints
+    end: Ints
+    is_text: Mask
 
 
 class _Found:
     """Where in a block the values of each column stand, and what `fields` are."""
 
     def __init__(self, lines: Lines) -> None:
-        count = len(lines.starts)
-        self._lines = lines
-        self._sure: Mask = np.zeros(count, np.bool_)
-        self._begin = {name: np.full(count, -1) for name in _COLUMNS}
-        self._end = {name: np.full(count, -1) for name in _COLUMNS}
-        self._is_text = {name: np.zeros(count, np.bool_) for name in _COLUMNS}
+        self._lines, self._count = lines, len(lines.starts)
+        self._sure: Mask = np.zeros(self._count, np.bool_)
+        self._spans: dict[str, _Spans] = {}
         self._fields: list[tuple[Ints, pa.Array]] = []
 
     def add(self, shape: Shape, of: Ints, spans: Sequence[tuple[Ints, Ints]]) -> None:
@@ -257,8 +272,9 @@ class _Found:
             first = self._lines.bytes[spans[i][0]]
             sure &= (first < ord("0")) | (first > ord("9"))
         for name, i in shape.columns.items():
-            self._begin[name][of], self._end[name][of] = spans[i]
-            self._is_text[name][of] = shape.values[i].is_text
+            column = self._spans.get(name) or self._spans.setdefault(name, self._no_spans())
+            column.begin[of], column.end[of] = spans[i]
+            column.is_text[of] = shape.values[i].is_text
         texts = {
             i: self._lines.texts(*spans[i])
             for i in range(len(spans))
@@ -274,31 +290,37 @@ class _Found:
         else:
             self._fields.append((of, pa.repeat(pa.scalar(parts[0], pa.string()), len(of))))
 
+    def _no_spans(self) -> _Spans:
+        count = self._count
+        return _Spans(np.full(count, -1), np.full(count, -1), np.zeros(count, np.bool_))
+
     def rows(self) -> pa.Table:
         of = np.flatnonzero(self._sure)
         if not len(of):
             return _SCHEMA.empty_table()
-        columns, sure = [], np.ones(len(of), np.bool_)
+        columns: list[pa.Array] = []
+        sure: Mask = np.ones(len(of), np.bool_)
         for name in _COLUMNS:
-            column, fine = self._column(name, of)
+            if name in self._spans:
+                column, fine = self._column(name, self._spans[name], of)
+                sure &= fine
+            else:
+                column = pa.nulls(len(of), _SCHEMA.field(name).type)
             columns.append(column)
-            sure &= fine
-        place = np.empty(len(self._sure), np.int64)
-        place[np.concatenate([lines for lines, _ in self._fields])] = np.arange(
-            sum(len(lines) for lines, _ in self._fields)
-        )
-        fields = pa.concat_arrays([said for _, said in self._fields]).take(pa.array(place[of]))
-        table = pa.Table.from_arrays([pa.array(of), *columns, fields], schema=_SCHEMA)
+        table = pa.Table.from_arrays([pa.array(of), *columns, self._fields_of(of)], schema=_SCHEMA)
         return table if sure.all() else table.filter(pa.array(sure))
 
-    def _column(self, name: str, of: Ints) -> tuple[pa.Array, Mask]:
+    def _fields_of(self, of: Ints) -> pa.Array:
+        said = pa.concat_arrays([said for _, said in self._fields])
+        place = np.empty(self._count, np.int64)
+        place[np.concatenate([lines for lines, _ in self._fields])] = np.arange(len(said))
+        return said.take(pa.array(place[of]))
+
+    def _column(self, name: str, spans: _Spans, of: Ints) -> tuple[pa.Array, Mask]:
         """A column, null where it has no value; and where it is known to be what it is."""
-        begin, end, is_text = self._begin[name][of], self._end[name][of], self._is_text[name][of]
+        begin, end, is_text = spans.begin[of], spans.end[of], spans.is_text[of]
         known: Mask = begin >= 0
         fine: Mask = np.ones(len(of), np.bool_)
-        kind = _SCHEMA.field(name).type
-        if not known.any():
-            return pa.nulls(len(of), kind), fine
         if name in ("id", "ts", "block"):
             numbers = np.zeros(len(of), np.int64)
             of_numbers = logcolumns.ms_of_numbers if name == "ts" else logcolumns.integers
@@ -306,9 +328,11 @@ class _Found:
                 if some.any():
                     texts = self._lines.texts(begin[some], end[some])
                     numbers[some], fine[some] = read(texts)
-            return pa.array(numbers, mask=~known).cast(kind), fine
-        begin = np.where(known, begin, self._lines.starts[of])
-        texts = self._lines.texts(begin, np.maximum(begin, end))
+            return pa.array(numbers, mask=~known).cast(_SCHEMA.field(name).type), fine
+        texts = self._lines.texts(
+            np.where(known, begin, self._lines.starts[of]),
+            np.where(known, end, self._lines.starts[of]),
+        )
         if not (is_text | ~known).all():  # a message may be a number
             fine = known & ~is_text
             fine[fine] = logcolumns.as_spelled(texts.filter(pa.array(fine)))

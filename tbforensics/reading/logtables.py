@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ MOST_QUARANTINED = 10_000
 _ENCRYPTED, _DECRYPT_FAILED = "<encrypted>", "<decrypt-failed>"
 _ELEMENTS_PER_TABLE = 50_000
 _ROWS_PER_TABLE = 100_000  # many are packed better, and sooner
+_MOST_SLICES = 100  # with more of them it is quicker to copy all rows
 _AT_ONCE = 2  # pieces that are read while one is being written
 
 
@@ -88,11 +90,11 @@ class Reading:
 
     def tables(self, body: BinaryIO) -> Iterator[tuple[str, pa.Table]]:
         """Rows of `log_lines` and `quarantine`; read `tally` when it has ended."""
-        place = offset = 0
         rows: list[pa.Table] = []
+        piece: _Piece = ()
         try:
-            for piece, found in _in_turn(self._found_in, _grouped(logstream.read(body))):
-                place, offset = _end_of(piece)
+            for read, found in _in_turn(self._found_in, _grouped(logstream.read(body))):
+                piece = read
                 for name, table in self.told(found):
                     if name != "log_lines":
                         yield name, table
@@ -103,11 +105,13 @@ class Reading:
                         rows.clear()
         except logstream.StreamError as error:
             self.tally.stopped = str(error)
+            place, offset = _end_of(piece)
             yield self._quarantine([(place + 1, offset, str(error), b"")])
         if rows:
             yield "log_lines", pa.concat_tables(rows)
         if (more := self.tally.unreadable - MOST_QUARANTINED) > 0:
             reason = f"{more} more pieces of this file cannot be read"
+            place, offset = _end_of(piece)
             yield self._quarantine([(place + 1, offset, reason, b"")])
 
     def of_elements(self, elements: Sequence[logstream.Element]) -> Iterator[tuple[str, pa.Table]]:
@@ -155,10 +159,7 @@ class Reading:
             number, offset = block.first_line + i, block.offset + int(lines.starts[i])
             self._read(rows_of_line, lines.data(i), number, offset, kept, refused)
         rows = self._placed(together, lines, block)
-        if kept:
-            rows = pa.concat_tables([rows, self._one_by_one(kept)]).combine_chunks()
-            rows = rows.take(np.argsort(rows["line"].to_numpy(), kind="stable"))
-        return Found(rows, refused)
+        return Found(_in_order(rows, self._one_by_one(kept)), refused)
 
     def _placed(self, rows: pa.Table, lines: Lines, block: logstream.Block) -> pa.Table:
         """Rows whose lines are counted from 0 in a block, as lines of the file."""
@@ -334,6 +335,20 @@ def _in_turn(
         raise stopped
 
 
+def _in_order(many: pa.Table, few: pa.Table) -> pa.Table:
+    """Both in the order of their lines."""
+    places = np.searchsorted(many["line"].to_numpy(), few["line"].to_numpy()).tolist()
+    if len(few) > _MOST_SLICES:
+        rows = pa.concat_tables([many, few]).combine_chunks()
+        return rows.take(np.argsort(rows["line"].to_numpy(), kind="stable"))
+    parts = [
+        part
+        for i, (begin, end) in enumerate(pairwise([0, *places]))
+        for part in (many[begin:end], few[i : i + 1])
+    ]
+    return pa.concat_tables([*parts, many[places[-1] if places else 0 :]])
+
+
 def _within(ts: pa.ChunkedArray, span: range) -> pa.ChunkedArray:
     inside = pc.and_(pc.greater_equal(ts, span.start), pc.less(ts, span.stop))
     return inside.fill_null(False)
@@ -344,6 +359,8 @@ def _count(texts: pa.ChunkedArray, text: str) -> int:
 
 
 def _end_of(piece: _Piece) -> tuple[int, int]:
+    if not piece:
+        return 0, 0
     if not isinstance(piece, logstream.Block):
         return piece[-1].place, piece[-1].offset + len(piece[-1].data)
     if piece.too_long:
