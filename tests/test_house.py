@@ -143,7 +143,8 @@ def test_a_kind_says_what_it_asks_and_what_it_needs(kind: str) -> None:
 def test_no_path_of_a_machine_and_nothing_outside_the_project_is_named() -> None:
     root = PACKAGE.parent
     words = ("/work/", "/root/", "../shared", "/home/")
-    for folder in ("tbforensics", "tests", "examples", "benchmarks", "notebooks", "parameters"):
+    folders = ("tbforensics", "tests", "examples", "benchmarks", "notebooks", "parameters", "docs")
+    for folder in (*folders, "deploy"):
         for path in {*(root / folder).rglob("*")} - {Path(__file__)}:
             if path.is_file() and path.suffix in (".py", ".md", ".ipynb", ".yaml", ".sh", ".json"):
                 text = path.read_text(encoding="utf-8", errors="replace")
