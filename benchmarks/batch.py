@@ -14,13 +14,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.sidebyside import ROOT, call, median, ratio, rounds, table
 from tbforensics import manifest
 from tbforensics.collect import catalogue
-from tbforensics.parameters import read_parameters, to_yaml
+from tbforensics.parameters import flat, incident_from, read_parameters, to_yaml
 from tbforensics.plugins import kind_names, load_kind
 
 MAIN = [sys.executable, "-c", "from tbforensics.cli import main; main()"]
@@ -64,15 +63,15 @@ def make_cases(project: Path, count: int) -> None:
         folder = project / "incidents" / f"case-{number:02d}"
         made_here = shutil.ignore_patterns("custody.jsonl", "findings.json", "report.*")
         shutil.copytree(example, folder, ignore=made_here)
-        incident = replace(read_parameters(example / "parameters.yaml"), id=folder.name)
-        queries = catalogue(load_kind(kind), incident.sources)
-        captures = manifest.read_manifest(example).captures
-        manifest.seal(folder, incident, queries, captures)
+        asked = flat(read_parameters(example / "parameters.yaml")) | {"incident_id": folder.name}
+        incident = incident_from(asked)
         for path in (folder / "parameters.yaml", project / "parameters" / f"{folder.name}.yaml"):
             path.write_bytes(to_yaml(incident))
+        queries = catalogue(load_kind(kind), incident.sources)
+        manifest.seal(folder, incident, queries, manifest.read_manifest(example).captures)
         names = ("manifest.json", "parameters.yaml")
         files = {name: manifest.sha256_of(folder / name) for name in names}
-        manifest.note_act(folder, "sealed", files=files, captures=len(captures))
+        manifest.note_act(folder, "sealed", files=files)
 
 
 # --- what is measured, each on a copy of its own -------------------------------------------
