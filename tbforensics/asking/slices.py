@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,10 +12,15 @@ from datetime import timedelta
 from tbforensics.asking.pace import too_much
 from tbforensics.model import Capture, Incident
 from tbforensics.promql import text as promql
+from tbforensics.wire import Stopped
 
 LEAD_S = 300.0  # asked before the window: a counter's increase needs the sample before it
 MOST_POINTS = 11_000  # per series, for `query_range`; the server refuses more
+_LONGEST = 12  # slices in one, where remote read finds little in each
+_ENOUGH_BYTES = 8 << 20  # of a reply by remote read; more at once gains nothing
 _SMALLEST_PART = 64  # of a slice, before its refusal is taken as final
+_EARLY = 2  # questions whose first slices come before the rest of another
+_GLANCE_S = 0.2
 _SMALL_REFUSALS = 3  # final ones in a row, before the rest of a query is not asked any more
 
 
@@ -51,7 +58,11 @@ class Slice:
 
 
 class Portion:
-    """How much of one question is asked at once. Each refusal halves it, for all later slices.
+    """How much of one question is asked at once, of its span.
+
+    Each refusal halves it for all later slices. A first answer by remote read, which costs the
+    server no memory, lengthens it where it is short; one as JSON never does, for what has few
+    series in calm may have very many in an incident.
 
     as_json: remote read does not answer it, or holds what is not read.
     over:    so many small parts were refused that the rest is not asked.
@@ -61,19 +72,42 @@ class Portion:
         self.length_ms = length_ms
         self.notes: tuple[str, ...] = ()
         self.as_json = False
-        self._unit_ms, self._smallest_ms = unit_ms, max(unit_ms, length_ms // _SMALLEST_PART)
+        self._first_ms, self._unit_ms = length_ms, unit_ms
+        self._smallest_ms = max(unit_ms, length_ms // _SMALLEST_PART)
         self._refusals = 0
-        self._lock = threading.Lock()
+        self._told_ms = 0
+        self._told, self._lock = threading.Event(), threading.Lock()
 
     @property
     def over(self) -> bool:
         return self._refusals >= _SMALL_REFUSALS
 
-    def heard(self, capture: Capture, length_ms: int) -> bool:
-        """Whether the same is to be asked in smaller parts. length_ms: as it was when asked."""
+    def tell(self) -> None:
+        """The first slice is done."""
+        with self._lock:
+            self._told_ms = self._told_ms or self.length_ms
+        self._told.set()
+
+    def told(self, stopped: threading.Event) -> int:
+        """The length that the first slice led to, once that is done. Errors: Stopped."""
+        while not self._told.wait(_GLANCE_S):
+            if stopped.is_set():
+                raise Stopped
+        return self._told_ms
+
+    def heard(self, capture: Capture, length_ms: int, asked_ms: int, *, streamed: bool) -> bool:
+        """Whether the same is to be asked in smaller parts.
+
+        length_ms: the portion when it was asked. asked_ms: what was asked of it, up to an edge.
+        """
         with self._lock:
             if not too_much(capture):
                 self._refusals = 0
+                if not streamed:
+                    self.length_ms = min(self.length_ms, self._first_ms)
+                elif capture.usable and not self._told.is_set():
+                    fits = _ENOUGH_BYTES * asked_ms // max(1, capture.bytes) // self._first_ms
+                    self.length_ms = self._first_ms * max(1, min(_LONGEST, fits))
                 return False
             half_ms = length_ms // 2 // self._unit_ms * self._unit_ms
             if half_ms < self._smallest_ms:
@@ -93,21 +127,35 @@ def portion_of(question: Question, slice_ms: int) -> Portion:
 
 
 def plan(
-    questions: Sequence[Question], spans: Sequence[tuple[int, int]], slice_ms: int
+    questions: Sequence[Question],
+    spans: Sequence[tuple[int, int]],
+    slice_ms: int,
+    stopped: threading.Event,
 ) -> Iterator[tuple[Slice, Portion]]:
-    """Every slice to ask, question by question and in the order of time.
+    """Every slice to ask: question by question and in the order of time, but that the first slice
+    of a question comes a little early, for it tells how the rest of it is to be cut.
 
-    The slices of one question's span share its portion.
+    That depends on nothing else, so a collection that was interrupted asks the same again.
     """
-    place = 0
-    for question in questions:
-        for start_ms, end_ms in spans:
-            portion, at = portion_of(question, slice_ms), start_ms
-            length_ms = portion.length_ms
-            while at < end_ms:
-                edge_ms = promql.next_edge(at, end_ms, length_ms)
-                yield Slice(place, question, at, edge_ms), portion
-                place, at = place + 1, edge_ms
+    places, begun = itertools.count(), deque[tuple[Slice, Portion, int]]()
+
+    def rest(first: Slice, portion: Portion, end_ms: int) -> Iterator[tuple[Slice, Portion]]:
+        length_ms, at = portion.told(stopped), first.end_ms
+        while at < end_ms:
+            edge_ms = promql.next_edge(at, end_ms, length_ms)
+            yield Slice(next(places), first.question, at, edge_ms), portion
+            at = edge_ms
+
+    for question, (start_ms, end_ms) in itertools.product(questions, spans):
+        portion = portion_of(question, slice_ms)
+        edge_ms = promql.next_edge(start_ms, end_ms, portion.length_ms)
+        first = Slice(next(places), question, start_ms, edge_ms)
+        yield first, portion
+        begun.append((first, portion, end_ms))
+        if len(begun) > _EARLY:
+            yield from rest(*begun.popleft())
+    while begun:
+        yield from rest(*begun.popleft())
 
 
 def spans(incident: Incident) -> tuple[tuple[int, int], ...]:
