@@ -16,16 +16,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from handed import FIXTURES, LOG_PASSPHRASE, Handed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_logcipher import sealed
 
-from tbforensics.model import Window
+from tbforensics.evidence import SCHEMAS
+from tbforensics.model import Capture, Window
 from tbforensics.reading import logstores
 from tbforensics.reading.logcipher import Tag, key_of
-from tbforensics.reading.logstores import About, Stored, Unreadable, packed
+from tbforensics.reading.logsqlite import Batch, Stored
+from tbforensics.reading.logstores import About, Unreadable, packed
+from tbforensics.reading.logstream import Element
+from tbforensics.reading.logtables import Reading, Tally
 from tbforensics.sources.logstore import SOURCE, Options
 
 T = 1_795_217_000
@@ -399,6 +404,167 @@ def test_an_older_table_and_odd_values_are_read_as_far_as_they_go(
     given_ = collect(path)
     assert {line["message"] for line in given_.lines} >= {"\\xff\0", "\ufffd("}
     assert len(given_.lines) + len(given_.bad) == 5
+
+
+# --- generation A, in batches --------------------------------------------------------------
+
+
+def parsed(body: bytes, **request: str) -> tuple[pa.Table, pa.Table, dict[str, Any]]:
+    """Rows, what was set aside, and the tally, of a store as `parse` reads it."""
+    capture = Capture(
+        "logs",
+        "log_lines",
+        "store",
+        {"file": "f", **request},
+        WINDOW.start,
+        WINDOW,
+        200,
+        "0" * 64,
+        1,
+    )
+    found: dict[str, list[pa.Table]] = {"log_lines": [], "quarantine": [], "snapshots": []}
+    for name, table in SOURCE.parse(capture, io.BytesIO(body)):
+        found[name].append(table)
+    tables = [
+        pa.concat_tables([SCHEMAS[name].empty_table(), *found[name]])
+        for name in ("log_lines", "quarantine")
+    ]
+    return tables[0], tables[1], json.loads(found["snapshots"][0]["value"][0].as_py())
+
+
+def one_by_one(body: bytes, *, opened_apart: bool) -> tuple[pa.Table, pa.Table, Tally]:
+    """The same, where each row goes through JSON by itself."""
+    reading = Reading("logs", "log_lines", "f", WINDOW, together=False)
+    found = {name: [SCHEMAS[name].empty_table()] for name in ("log_lines", "quarantine")}
+    elements = []
+    for row in logstores.read(io.BytesIO(body), About()):
+        assert isinstance(row, Stored)
+        if row.encrypted and opened_apart:
+            continue
+        value = {**row.value, "message": "<encrypted>"} if row.encrypted else row.value
+        elements.append(Element(logstores.json_line(value), row.place, -1))
+    for name, table in reading.of_elements(elements):
+        found[name].append(table)
+    rows, bad = (pa.concat_tables(tables) for tables in found.values())
+    return rows, bad, reading.tally
+
+
+def batches(body: bytes) -> list[Batch]:
+    return [
+        row
+        for row in logstores.read(io.BytesIO(body), About(), in_batches=True)
+        if isinstance(row, Batch)
+    ]
+
+
+EVEN: dict[str, st.SearchStrategy[Any]] = {
+    "id": st.integers(-(2**63), 2**63 - 1),
+    "timestamp": st.none() | st.sampled_from([0, T, T * 1000 + 5, T * 10**9]),
+    "level": st.none() | st.sampled_from(["", "warning", " Info"]),
+    "message": st.none() | st.text(max_size=5),
+    "correlation_id": st.none() | st.text(max_size=3),
+    "peer": st.none() | st.sampled_from(["", "0A" * 32, "x"]),
+    "tx": st.none() | st.text(max_size=3),
+    "block": st.none() | st.integers(0, 99),
+    "encrypted": st.sampled_from([None, 0, 0, 1, 7]),
+}
+ODD = st.one_of(
+    st.integers(-(2**63), 2**63 - 1), st.floats(), st.text(max_size=3), st.binary(max_size=3)
+)
+
+
+def made(path: Path, rows: list[dict[str, Any]], columns: list[str]) -> bytes:
+    path.unlink(missing_ok=True)
+    with closing(sqlite3.connect(path)) as database:
+        # No types, so that every value stays what it is.
+        database.execute(f"CREATE TABLE logs ({', '.join(columns)})")
+        marks = ", ".join("?" * len(columns))
+        values = [[row[name] for name in columns] for row in rows]
+        database.executemany(f"INSERT INTO logs VALUES ({marks})", values)
+        database.commit()
+    return path.read_bytes()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_rows_in_batches_are_the_rows_that_come_one_by_one(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    columns = ["timestamp", "message", *data.draw(st.sets(st.sampled_from(sorted(EVEN))))]
+    columns = list(dict.fromkeys(columns))
+    even = st.fixed_dictionaries(EVEN)
+    rows = data.draw(st.lists(even, min_size=1, max_size=8))
+    if data.draw(st.booleans()):
+        row, name = data.draw(st.sampled_from(rows)), data.draw(st.sampled_from(columns))
+        row[name] = data.draw(ODD)
+    body = made(tmp_path_factory.getbasetemp() / "made.db", rows, columns)
+    for request in ({}, {"messages": "opened apart"}):
+        found, bad, summary = parsed(body, **request)
+        expected, expected_bad, tally = one_by_one(body, opened_apart=bool(request))
+        found.validate(full=True)
+        assert found.to_pylist() == expected.to_pylist()
+        assert bad.to_pylist() == expected_bad.to_pylist()
+        assert tally.to_json().items() <= summary.items()
+
+
+def test_an_even_table_comes_in_batches_and_an_odd_one_does_not(tmp_path: Path) -> None:
+    plain = {**dict.fromkeys(EVEN), "timestamp": T, "message": "m", "peer": "x", "block": 1}
+    odd_values = [("message", b"m"), ("message", 7), ("level", 2.5), ("block", "1"), ("id", 1.0)]
+    for at in (0, 30):
+        rows = [dict(plain) for _ in range(40)]
+        (batch,) = batches(made(tmp_path / "s.db", rows, list(EVEN)))
+        assert (batch.place, len(batch.values)) == (1, 40)
+        for name, odd in odd_values:
+            rows[at] = {**plain, name: odd}
+            body = made(tmp_path / "s.db", rows, list(EVEN))
+            assert sum(len(batch.values) for batch in batches(body)) <= at
+            assert len(parsed(body)[0]) == 40
+
+
+def test_texts_that_are_no_utf8_are_read_as_ever(tmp_path: Path) -> None:
+    body = bytearray(
+        made(tmp_path / "s.db", [{"timestamp": T, "message": "caf!"}], ["timestamp", "message"])
+    )
+    body[body.rindex(b"caf!") + 3] = 0xE9
+    assert len(batches(bytes(body))) == 1
+    assert parsed(bytes(body))[0]["message"].to_pylist() == ["caf\ufffd"]
+
+
+def test_a_long_row_is_read_by_itself(tmp_path: Path) -> None:
+    rows = [{"timestamp": T, "message": "x" * length} for length in (10, 200_000, 2_000_000)]
+    body = made(tmp_path / "s.db", rows, ["timestamp", "message"])
+    assert batches(body) == []
+    found, bad, _ = parsed(body)
+    assert (len(found), [row["line"] for row in bad.to_pylist()]) == (2, [3])
+
+
+@pytest.mark.parametrize("odd", ["text", 2.5, b"blob"])
+def test_an_odd_value_far_down_changes_no_row(tmp_path: Path, odd: Any) -> None:
+    rows = [{"timestamp": T, "message": "x" * 90_000}]  # so that a batch has few rows
+    rows += [{"timestamp": T, "message": f"m{n}"} for n in range(2000)]
+    rows[1500]["timestamp"] = odd
+    body = made(tmp_path / "s.db", rows, ["timestamp", "message"])
+    assert 0 < sum(len(batch.values) for batch in batches(body)) <= 1500
+    found, bad, _ = parsed(body)
+    expected, expected_bad, _ = one_by_one(body, opened_apart=False)
+    assert (found.to_pylist(), bad.to_pylist()) == (expected.to_pylist(), expected_bad.to_pylist())
+    assert found["line"].to_pylist() == [n for n in range(1, 2002) if n != 1501]
+
+
+def test_a_page_that_stands_again_and_again_in_its_table_is_read_as_ever(tmp_path: Path) -> None:
+    rows = [{"timestamp": T, "message": f"m{n}" * 50} for n in range(300)]
+    body = bytearray(made(tmp_path / "s.db", rows, ["timestamp", "message"]))
+    size = int.from_bytes(body[16:18], "big")
+    (root,) = [at for at in range(size, len(body), size) if body[at] == 5]  # an inner page
+    cells = int.from_bytes(body[root + 3 : root + 5], "big")
+    for n in range(cells):  # its children: all of them the first one
+        at = root + int.from_bytes(body[root + 12 + 2 * n : root + 14 + 2 * n], "big")
+        if n == 0:
+            child = bytes(body[at : at + 4])
+        body[at : at + 4] = child
+    found = parsed(bytes(body))[0]
+    assert found.to_pylist() == one_by_one(bytes(body), opened_apart=False)[0].to_pylist()
+    assert len(set(found["message"].to_pylist())) < len(found)
 
 
 @settings(max_examples=40, deadline=None)

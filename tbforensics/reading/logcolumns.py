@@ -16,6 +16,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tbforensics.evidence import SCHEMAS
 from tbforensics.reading.logrows import level_of, peer_of
 
 Mask = npt.NDArray[np.bool_]
@@ -28,6 +29,31 @@ _NS_PER_MS = 1_000_000
 def flags(answers: pa.Array) -> Mask:
     found: Mask = answers.to_numpy(zero_copy_only=False)
     return found.astype(np.bool_, copy=False)
+
+
+def of_store(values: Mapping[str, pa.Array]) -> list[pa.Array] | None:
+    """The columns of `log_lines` from `id` on, of rows of a log store: integers and texts, or null.
+
+    None where there is more to say of some than is said here: a time that cannot be read, or a
+    text that is no UTF-8.
+    """
+    count = len(values["timestamp"])
+    ms, fine = ms_of_integers(values["timestamp"].fill_null(0).to_numpy())
+    if not fine.all():
+        return None
+    columns = []
+    for field in list(SCHEMAS["log_lines"])[4:-1]:
+        said = values.get(field.name)
+        if field.name == "ts":
+            said = pa.array(ms, mask=flags(values["timestamp"].is_null())).cast(field.type)
+        elif said is not None and pa.types.is_string(said.type):
+            try:
+                said.validate(full=True)
+            except pa.ArrowInvalid:
+                return None
+            said = of_texts(field.name, said)
+        columns.append(pa.nulls(count, field.type) if said is None else said)
+    return [*columns, pa.repeat(pa.scalar("{}"), count)]
 
 
 # --- texts -------------------------------------------------------------------------------------

@@ -22,39 +22,22 @@ import struct
 import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO
-from urllib.parse import quote
 
 from tbforensics.model import Json
+from tbforensics.reading import logsqlite
 from tbforensics.reading.logrows import LineError, parse
+from tbforensics.reading.logsqlite import LONGEST_VALUE_BYTES, PUBLIC, Batch, Stored
 
 SQLITE_MAGIC = b"SQLite format 3\0"
-LONGEST_VALUE_BYTES = 4 << 20
 LONGEST_RECORD_BYTES = 5 * LONGEST_VALUE_BYTES  # a byte takes up to four characters in the log
 _LONGEST_KEY_BYTES = 4_096
 _MOST_FILES = 10_000
-_PUBLIC = ("id", "timestamp", "level", "message", "correlation_id", "peer", "tx", "block")
 _CHUNK_BYTES = 1 << 20
-_STEPS_AT_ONCE = 100_000  # of SQLite's machine, between two looks at how many there were
-_FEWEST_STEPS = 200_000_000
-_STEPS_PER_BYTE = 20
-
-
-@dataclass(frozen=True)
-class Stored:
-    """One row. `value` has the fields that `/logs/search` gives; a shut `message` is base64.
-
-    nonce: of a shut message; None where the row has none, and such a message cannot be opened.
-    """
-
-    place: int
-    value: dict[str, Json]
-    encrypted: bool = False
-    nonce: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -93,8 +76,13 @@ class About:
     missing: list[str] = field(default_factory=list)
 
 
-def read(body: BinaryIO, about: About) -> Iterator[Stored | Unreadable]:
-    """Rows in the order of their ids, and what cannot be read; fills `about` until it ends."""
+def read(
+    body: BinaryIO, about: About, *, in_batches: bool = False
+) -> Iterator[Stored | Batch | Unreadable]:
+    """Rows in the order of their ids, and what cannot be read; fills `about` until it ends.
+
+    in_batches: give many rows as one `Batch` where that is possible, which is much faster.
+    """
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "store"
         with whole.open("wb") as file:
@@ -103,9 +91,9 @@ def read(body: BinaryIO, about: About) -> Iterator[Stored | Unreadable]:
             head = file.read(len(SQLITE_MAGIC))
         if head == SQLITE_MAGIC:
             about.generation = "A"
-            yield from _of_sqlite(whole, about, immutable=True)
+            yield from _of_sqlite(whole, about, immutable=True, in_batches=in_batches)
         else:
-            yield from _of_tar(whole, about)
+            yield from _of_tar(whole, about, in_batches)
 
 
 # --- a folder as one body ------------------------------------------------------------------
@@ -125,7 +113,7 @@ def packed(files: Iterable[tuple[str, IO[bytes]]]) -> Iterator[bytes]:
     yield bytes(2 * tarfile.BLOCKSIZE)
 
 
-def _of_tar(path: Path, about: About) -> Iterator[Stored | Unreadable]:
+def _of_tar(path: Path, about: About, in_batches: bool) -> Iterator[Stored | Batch | Unreadable]:
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             members = [member for member in islice(tar, _MOST_FILES) if _is_plain(member)]
@@ -135,7 +123,7 @@ def _of_tar(path: Path, about: About) -> Iterator[Stored | Unreadable]:
             databases = [m for m in members if _content(tar, m).read(16) == SQLITE_MAGIC]
             if databases:
                 about.generation = "A"
-                yield from _of_sqlite_beside_its_log(tar, databases[0], names, about)
+                yield from _of_sqlite_beside_its_log(tar, databases[0], names, about, in_batches)
             else:
                 about.generation = "B"
                 yield from _of_folder(tar, members, about)
@@ -353,91 +341,40 @@ def _entry(place: int, key: bytes, value: bytes) -> Stored | Unreadable:
 
 
 def _public(found: dict[str, Json]) -> dict[str, Json]:
-    return {name: found[name] for name in _PUBLIC if found.get(name) is not None}
+    return {name: found[name] for name in PUBLIC if found.get(name) is not None}
 
 
 # --- generation A --------------------------------------------------------------------------
 
 
 def _of_sqlite_beside_its_log(
-    tar: tarfile.TarFile, database: tarfile.TarInfo, names: list[str], about: About
-) -> Iterator[Stored | Unreadable]:
+    tar: tarfile.TarFile,
+    database: tarfile.TarInfo,
+    names: list[str],
+    about: About,
+    in_batches: bool,
+) -> Iterator[Stored | Batch | Unreadable]:
     """A database whose last commits still are in its write-ahead log, which SQLite plays back."""
     with tempfile.TemporaryDirectory() as folder:
         for name, to in ((database.name, "store"), (f"{database.name}-wal", "store-wal")):
             if name in names:
                 with (Path(folder) / to).open("wb") as file:
                     shutil.copyfileobj(_content(tar, tar.getmember(name)), file)
-        yield from _of_sqlite(Path(folder) / "store", about, immutable=False)
+        path = Path(folder) / "store"
+        yield from _of_sqlite(path, about, immutable=False, in_batches=in_batches)
 
 
-def _of_sqlite(path: Path, about: About, *, immutable: bool) -> Iterator[Stored | Unreadable]:
+def _of_sqlite(
+    path: Path, about: About, *, immutable: bool, in_batches: bool
+) -> Iterator[Stored | Batch | Unreadable]:
     """Rows of a database that may be damaged, or made to do harm by being read."""
-    place = 0
     try:
-        with _opened(path, immutable) as database:
-            columns = _columns(database)
-            about.offsets = _inputs(database)
-            select = ", ".join(columns)
-            for row in database.execute(f"SELECT {select} FROM logs NOT INDEXED"):  # noqa: S608
-                place += 1
-                yield _row(place, dict(zip(columns, row, strict=True)))
-    except (sqlite3.Error, ValueError, OverflowError) as error:
-        about.stopped = f"{error}"[:200]
-        yield Unreadable("logs", place + 1, -1, f"not read further: {about.stopped}")
-
-
-@contextmanager
-def _opened(path: Path, immutable: bool) -> Iterator[sqlite3.Connection]:
-    uri = f"file:{quote(str(path))}?mode=ro{'&immutable=1' if immutable else ''}"
-    with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as database:
-        database.text_factory = lambda text: text.decode("utf-8", "replace")
-        database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_VALUE_BYTES)
-        for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "query_only = ON"):
-            database.execute(f"PRAGMA {pragma}")
-        # Steps and not seconds: the same bytes give the same rows on any machine.
-        left = [max(_FEWEST_STEPS, _STEPS_PER_BYTE * path.stat().st_size)]
-
-        def spent() -> bool:
-            left[0] -= _STEPS_AT_ONCE
-            return left[0] < 0
-
-        database.set_progress_handler(spent, _STEPS_AT_ONCE)
-        yield database
-
-
-def _columns(database: sqlite3.Connection) -> tuple[str, ...]:
-    """Those of ours that the table has. Errors: ValueError when it is no plain table of logs."""
-    kind = database.execute("SELECT type, sql FROM sqlite_master WHERE name = 'logs'").fetchone()
-    if not kind or kind[0] != "table" or "VIRTUAL" in str(kind[1]).upper().split("(")[0]:
-        raise ValueError("it has no plain table `logs`")
-    there = {row[1] for row in database.execute("PRAGMA table_info(logs)")}
-    if not {"timestamp", "message"} <= there:
-        raise ValueError("its table `logs` has no `timestamp` and `message`")
-    return tuple(name for name in (*_PUBLIC, "encrypted", "nonce") if name in there)
-
-
-def _inputs(database: sqlite3.Connection) -> dict[str, Json]:
-    names = "SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE 'ingest_%'"
-    for (table,) in database.execute(names).fetchall():
-        if table in ("ingest_state", "ingest_offsets"):
-            try:
-                found = database.execute(
-                    f"SELECT source, offset, updated_at FROM {table} LIMIT 1000"  # noqa: S608
-                ).fetchall()
-            except sqlite3.Error:
-                continue
-            return {str(row[0]): {"offset": row[1], "updated_at": row[2]} for row in found}
-    return {}
-
-
-def _row(place: int, found: dict[str, Json]) -> Stored:
-    nonce = found.get("nonce")
-    for name in _PUBLIC:
-        if isinstance(found.get(name), bytes):
-            found[name] = found[name].decode("utf-8", "backslashreplace")
-    held = nonce if isinstance(nonce, bytes) else None
-    return Stored(place, _public(found), bool(found.get("encrypted")), held)
+        yield from logsqlite.read(
+            path, immutable=immutable, inputs=about.offsets, in_batches=in_batches
+        )
+    except logsqlite.Unread as error:
+        about.stopped = str(error)
+        yield Unreadable("logs", error.place, -1, f"not read further: {about.stopped}")
 
 
 def json_line(value: dict[str, Json]) -> bytes:

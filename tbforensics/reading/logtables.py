@@ -19,7 +19,7 @@ from tbforensics.evidence import QUARANTINED_BYTES, SCHEMAS, rows
 from tbforensics.model import Json, Window, utc_text
 from tbforensics.reading import logstream
 from tbforensics.reading.logblock import Lines
-from tbforensics.reading.logcolumns import Mask, flags
+from tbforensics.reading.logcolumns import Ints, Mask, flags
 from tbforensics.reading.loglines import rows_of_element, rows_of_line
 from tbforensics.reading.logrows import UNKNOWN_CLOCK, Clock, LineError, Row
 from tbforensics.reading.logshapes import Shapes
@@ -95,7 +95,7 @@ class Reading:
         try:
             for read, found in _in_turn(self._found_in, _grouped(logstream.read(body))):
                 piece = read
-                for name, table in self.told(found):
+                for name, table in self.told(*found):
                     if name != "log_lines":
                         yield name, table
                         continue
@@ -115,21 +115,23 @@ class Reading:
             yield self._quarantine([(place + 1, offset, reason, b"")])
 
     def of_elements(self, elements: Sequence[logstream.Element]) -> Iterator[tuple[str, pa.Table]]:
-        yield from self.told(self._found_in(elements))
+        yield from self.told(*self._found_in(elements))
 
-    def told(self, found: Found) -> Iterator[tuple[str, pa.Table]]:
+    def told(
+        self, rows: pa.Table, refused: Sequence[_Refused] = ()
+    ) -> Iterator[tuple[str, pa.Table]]:
         """What was found, in the order of the file: counted, and without what lies outside."""
-        rows = self._counted(found.rows)
+        rows = self._counted(rows)
         if len(rows):
             yield "log_lines", rows
         room = max(0, MOST_QUARANTINED - self.tally.unreadable)
-        self.tally.unreadable += len(found.refused)
-        if found.refused[:room]:
-            yield self._quarantine(found.refused[:room])
+        self.tally.unreadable += len(refused)
+        if refused[:room]:
+            yield self._quarantine(refused[:room])
 
     # --- from bytes to rows: changes nothing here, so that several pieces may be read at once -----
 
-    def _found_in(self, piece: _Piece) -> Found:
+    def _found_in(self, piece: _Piece) -> _Found:
         kept: list[_Kept] = []
         refused: list[_Refused] = []
         if not isinstance(piece, logstream.Block):
@@ -146,9 +148,9 @@ class Reading:
             for line, data in enumerate(piece.data.split(b"\n"), piece.first_line):
                 self._read(rows_of_line, data, line, offset, kept, refused)
                 offset += len(data) + 1
-        return Found(self._one_by_one(kept), refused)
+        return _Found(self._one_by_one(kept), refused)
 
-    def _read_together(self, block: logstream.Block) -> Found:
+    def _read_together(self, block: logstream.Block) -> _Found:
         lines = Lines(block.data)
         together = self.shapes.read(lines)
         left = np.ones(len(lines.starts), np.bool_)
@@ -158,16 +160,15 @@ class Reading:
         for i in np.flatnonzero(left).tolist():
             number, offset = block.first_line + i, block.offset + int(lines.starts[i])
             self._read(rows_of_line, lines.data(i), number, offset, kept, refused)
-        rows = self._placed(together, lines, block)
-        return Found(_in_order(rows, self._one_by_one(kept)), refused)
+        number = together["line"].to_numpy()
+        places = number + block.first_line, lines.starts[number] + block.offset
+        rows = self.table(*places, together.columns[1:])
+        return _Found(_in_order(rows, self._one_by_one(kept)), refused)
 
-    def _placed(self, rows: pa.Table, lines: Lines, block: logstream.Block) -> pa.Table:
-        """Rows whose lines are counted from 0 in a block, as lines of the file."""
-        number = rows["line"].to_numpy()
-        said = rows.columns[rows.column_names.index("line") + 1 :]
-        places = [number + block.first_line, lines.starts[number] + block.offset]
-        named = [pa.repeat(pa.scalar(name), len(rows)) for name in (self.source, self.file)]
-        return pa.table([*named, *places, *said], schema=_NONE.schema)
+    def table(self, line: Ints, offset: Ints, said: Sequence[pa.Array]) -> pa.Table:
+        """Rows of `log_lines`; `said` are its columns from `id` on."""
+        named = [pa.repeat(pa.scalar(name), len(line)) for name in (self.source, self.file)]
+        return pa.table([*named, line, offset, *said], schema=_NONE.schema)
 
     def _one_by_one(self, kept: list[_Kept]) -> pa.Table:
         if not kept:
@@ -283,11 +284,11 @@ _Piece = logstream.Block | Sequence[logstream.Element]
 _NONE = SCHEMAS["log_lines"].empty_table()
 
 
-class Found(NamedTuple):
+class _Found(NamedTuple):
     """What a piece of a file holds, in its order."""
 
     rows: pa.Table
-    refused: Sequence[_Refused] = ()
+    refused: Sequence[_Refused]
 
 
 def _grouped(pieces: Iterator[logstream.Block | logstream.Element]) -> Iterator[_Piece]:
@@ -312,13 +313,13 @@ def _grouped(pieces: Iterator[logstream.Block | logstream.Element]) -> Iterator[
 
 
 def _in_turn(
-    work: Callable[[_Piece], Found], pieces: Iterator[_Piece]
-) -> Iterator[tuple[_Piece, Found]]:
+    work: Callable[[_Piece], _Found], pieces: Iterator[_Piece]
+) -> Iterator[tuple[_Piece, _Found]]:
     """Each piece and what was found in it, in order, while the next ones are being read.
 
     Errors: StreamError, after all that came before it.
     """
-    ahead: deque[tuple[_Piece, Future[Found]]] = deque()
+    ahead: deque[tuple[_Piece, Future[_Found]]] = deque()
     stopped = None
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         try:

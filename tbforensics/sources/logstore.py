@@ -16,15 +16,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, BinaryIO
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tbforensics.evidence import QUARANTINED_BYTES, rows
 from tbforensics.model import Capture, Incident, Json, Query, Window
-from tbforensics.reading import givenfiles, logstores
+from tbforensics.reading import givenfiles, logcolumns, logstores
 from tbforensics.reading.givenfiles import Found
 from tbforensics.reading.givensecrets import NoSecret, secret
 from tbforensics.reading.logcipher import Shut, key_of, opened
-from tbforensics.reading.logstores import About, Stored, Unreadable
+from tbforensics.reading.logcolumns import flags
+from tbforensics.reading.logsqlite import Batch, Stored
+from tbforensics.reading.logstores import About, Unreadable
 from tbforensics.reading.logstream import Element
 from tbforensics.reading.logtables import MOST_QUARANTINED, Reading
 from tbforensics.wire import Client, Manners
@@ -201,25 +205,47 @@ def _opened_apart(client: Client, kept: Capture, passphrase: str) -> Iterator[Ca
 
 def _tables(capture: Capture, reading: Reading, body: BinaryIO) -> Iterator[tuple[str, pa.Table]]:
     about, elements, refused, apart = About(), list[Element](), 0, 0
-    for row in logstores.read(body, about):
-        if isinstance(row, Unreadable):
+    opened_apart = "messages" in capture.request  # then they are lines of a capture of their own
+    for piece in logstores.read(body, about, in_batches=True):
+        if isinstance(piece, Unreadable):
             refused += 1
             if refused <= MOST_QUARANTINED:
-                yield "quarantine", rows("quarantine", [_unreadable(capture, row)])
+                yield "quarantine", rows("quarantine", [_unreadable(capture, piece)])
             continue
-        value = row.value
-        if row.encrypted:
-            if "messages" in capture.request:  # they are lines of a capture of their own
+        if isinstance(piece, Batch):
+            found = _together(reading, piece, opened_apart)
+            if found is not None:
+                apart += len(piece.values) - len(found)
+                yield from reading.told(found)
+                continue
+        for row in piece.rows() if isinstance(piece, Batch) else [piece]:
+            if row.encrypted and opened_apart:
                 apart += 1
                 continue
-            value = {**value, "message": ENCRYPTED}
-        elements.append(Element(logstores.json_line(value), row.place, -1))
-        if len(elements) == _ROWS_AT_ONCE:
+            value = {**row.value, "message": ENCRYPTED} if row.encrypted else row.value
+            elements.append(Element(logstores.json_line(value), row.place, -1))
+        if len(elements) >= _ROWS_AT_ONCE or isinstance(piece, Batch):
             yield from reading.of_elements(elements)
             elements = []
     yield from reading.of_elements(elements)
     extra = {"store": asdict(about), "opened_apart": apart, "unreadable_records": refused}
     yield reading.summary("summary", capture.asked_at, extra)
+
+
+def _together(reading: Reading, batch: Batch, opened_apart: bool) -> pa.Table | None:
+    """The rows of a batch, if all of them are plain."""
+    values = dict(zip(batch.values.schema.names, batch.values.columns, strict=True))
+    line = np.arange(batch.place, batch.place + len(batch.values))
+    if "encrypted" in values:
+        encrypted = pc.not_equal(values["encrypted"], 0).fill_null(False)
+        if opened_apart:
+            shown = pc.invert(encrypted)
+            values = {name: column.filter(shown) for name, column in values.items()}
+            line = line[flags(shown)]
+        else:
+            values["message"] = pc.if_else(encrypted, ENCRYPTED, values["message"])
+    said = logcolumns.of_store(values)
+    return None if said is None else reading.table(line, np.full(len(line), -1), said)
 
 
 def _unreadable(capture: Capture, row: Unreadable) -> dict[str, Json]:
