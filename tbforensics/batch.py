@@ -133,14 +133,15 @@ def done_before(planned: Planned) -> Outcome | None:
         if incident.sources and (folder / "parameters.yaml").read_bytes() != to_yaml(incident):
             return None
         findings = json.loads((folder / "findings.json").read_bytes())
-    except (EvidenceError, OSError):
+        coverage = [Coverage(**row) for row in findings["coverage"]]
+        outcome = _outcome(planned, findings["verdict"], coverage)
+    except (EvidenceError, OSError, ValueError, KeyError, TypeError, RecursionError):
         return None  # the run will say what is wrong with it
     changed = [n for n, act in enumerate(acts) if {*_PRINTED[:2]} & {*act.get("files", ())}]
-    printed = [n for n, act in enumerate(acts) if act["act"] == "rendered"]
-    if printed[-1] < changed[-1] or acts[printed[-1]]["failure"]:
+    printed = [n for n, act in enumerate(acts) if act.get("act") == "rendered"]
+    if not printed or printed[-1] < changed[-1] or acts[printed[-1]].get("failure"):
         return None
-    coverage = [Coverage(**row) for row in findings["coverage"]]
-    return dataclasses.replace(_outcome(planned, findings["verdict"], coverage), before=True)
+    return dataclasses.replace(outcome, before=True)
 
 
 # --- one case ------------------------------------------------------------------------------

@@ -105,6 +105,8 @@ def batch(
     from tbforensics import batch as work
     from tbforensics.manifest import write_atomically
 
+    if json_file and not json_file.absolute().parent.is_dir():
+        raise click.BadParameter(f"there is no folder for {json_file}", param_hint="--json")
     cases = work.plan(parameters, scheduler)
     ended = iter(range(1, len(cases) + 1))
 

@@ -21,9 +21,10 @@ from conftest import EXAMPLE, ROOT
 from http_fake import Handler, fake
 from nbformat.v4 import new_code_cell, new_notebook
 
-from tbforensics.batch import Outcome, plan, worst
+from tbforensics.batch import Outcome, Planned, done_before, plan, worst
 from tbforensics.errors import ParametersError
-from tbforensics.manifest import custody
+from tbforensics.manifest import custody, note_act, sha256_of
+from tbforensics.parameters import to_yaml
 
 MAIN = "from tbforensics.cli import main; main()"
 # The parent of a kernel is the process of its case.
@@ -169,6 +170,75 @@ def test_the_second_run_does_only_what_was_not_done(here: World) -> None:
         assert here.second.cases["poor"][name] == here.first.cases["poor"][name], name
     acts = [act["act"] for act in custody(here.home / "incidents" / "poor")]
     assert acts == ["sealed", "assessed", "rendered"]
+
+
+GOOD = {
+    "verdict": "cleared",
+    "coverage": [
+        {"query": "q", "source": "s", "ratio": 1.0, "state": "covered", "required": True},
+        {"query": "r", "source": "s", "ratio": 0.5, "state": "partial", "required": False},
+    ],
+}
+
+
+def on_record(home: Path, findings: object = GOOD, *acts: tuple[str, tuple[str, ...]]) -> Planned:
+    """A case with these acts in its log, each with the hashes of the files that it names."""
+    (planned,) = plan([parameters(project(home), "x", "quic_failure")])
+    planned.folder.mkdir()
+    (planned.folder / "parameters.yaml").write_bytes(to_yaml(planned.incident))
+    (planned.folder / "findings.json").write_text(json.dumps(findings))
+    for name in ("report.ipynb", "report.html"):
+        (planned.folder / name).write_text("so far")
+    for act, names in acts or (SEAL, ASSESS, RENDER):
+        files = {name: sha256_of(planned.folder / name) for name in names}
+        note_act(planned.folder, act, files=files, failure="")
+    return planned
+
+
+SEAL, ASSESS = ("sealed", ("parameters.yaml",)), ("assessed", ("findings.json",))
+RENDER = ("rendered", ("report.ipynb", "report.html"))
+
+
+def test_a_case_is_done_when_its_whole_report_is_on_record(tmp_path: Path) -> None:
+    outcome = done_before(on_record(tmp_path / "home"))
+    assert outcome and outcome.before
+    assert (outcome.code, outcome.verdict, outcome.covered, outcome.asked) == (3, "cleared", 1, 2)
+    assert outcome.missing == ("r partial",)
+
+
+@pytest.mark.parametrize(
+    "acts",
+    [
+        (SEAL, ASSESS),
+        (SEAL, RENDER, ASSESS),
+        (SEAL, ASSESS, RENDER, ("amended", ("parameters.yaml",))),
+        (SEAL, ASSESS, ("copied", RENDER[1])),
+        (SEAL, ASSESS, RENDER),
+    ],
+    ids=["no report", "an older report", "amended since", "not rendered", "a failed notebook"],
+)
+def test_a_case_is_not_done_without_a_report_of_what_it_is_now(
+    tmp_path: Path, acts: tuple[tuple[str, tuple[str, ...]], ...], request: pytest.FixtureRequest
+) -> None:
+    planned = on_record(tmp_path / "home", GOOD, *acts)
+    if "failed" in request.node.name:
+        note_act(planned.folder, "rendered", failure="cell 3 stopped")
+    assert done_before(planned) is None
+
+
+@pytest.mark.parametrize("name", ["parameters.yaml", "findings.json", "report.html"])
+def test_a_case_that_was_changed_is_not_done(tmp_path: Path, name: str) -> None:
+    planned = on_record(tmp_path / "home")
+    with (planned.folder / name).open("a") as file:
+        file.write("\n")
+    assert done_before(planned) is None
+
+
+@pytest.mark.parametrize(
+    "findings", [[], "x", {}, {"verdict": 1, "coverage": [{"a": 1}]}, {"coverage": [1]}], ids=str
+)
+def test_findings_that_are_none_do_not_stop_a_batch(tmp_path: Path, findings: object) -> None:
+    assert done_before(on_record(tmp_path / "home", findings)) is None
 
 
 # --- interrupted ---------------------------------------------------------------------------

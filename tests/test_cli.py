@@ -137,6 +137,9 @@ def test_what_cannot_be_done_is_exit_code_one_with_what_to_do_next(tmp_path: Pat
         ["collect", "x.yaml", "--no-such-option"],
         ["schema", "nothing"],
         ["new", "quic_failure"],
+        ["batch"],
+        ["batch", "x.yaml", "-j", "0"],
+        ["batch", "x.yaml", "--json", "/no/such/folder/table.json"],
     ],
     ids=" ".join,
 )
