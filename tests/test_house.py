@@ -33,6 +33,8 @@ ROOMS = [
     *("kernel", "report", "publish", "redact", "batch", "cli"),
 ]
 DOORS = {  # each outside library enters by one door, or by the few that are named
+    "adbc_driver_manager": {"reading"},
+    "adbc_driver_sqlite": {"reading"},
     "duckdb": {"evidence"},
     "requests": {"wire", "incoming", "credentials", "replay", "asking"},
     "prometheus_pandas": {"asking"},

@@ -18,6 +18,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from adbc_driver_manager import Error
+from adbc_driver_sqlite.dbapi import connect
 from handed import FIXTURES, LOG_PASSPHRASE, Handed
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,7 +27,7 @@ from test_logcipher import sealed
 
 from tbforensics.evidence import SCHEMAS
 from tbforensics.model import Capture, Window
-from tbforensics.reading import logstores
+from tbforensics.reading import logsqlite, logstores
 from tbforensics.reading.logcipher import Tag, key_of
 from tbforensics.reading.logsqlite import Batch, Stored
 from tbforensics.reading.logstores import About, Unreadable, packed
@@ -536,6 +538,41 @@ def test_a_long_row_is_read_by_itself(tmp_path: Path) -> None:
     assert batches(body) == []
     found, bad, _ = parsed(body)
     assert (len(found), [row["line"] for row in bad.to_pylist()]) == (2, [3])
+
+
+@pytest.mark.parametrize("in_batches", [True, False])
+def test_reading_leaves_nothing_beside_a_database(tmp_path: Path, in_batches: bool) -> None:
+    path = tmp_path / "odd ?name.db"
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("CREATE TABLE logs (timestamp, message)")
+        database.execute(f"INSERT INTO logs VALUES ({T}, 'm')")
+        database.commit()
+    before = path.read_bytes()
+    found = list(logsqlite.read(path, immutable=True, inputs={}, in_batches=in_batches))
+    assert [type(row) for row in found] == [Batch if in_batches else Stored]
+    assert [file.name for file in tmp_path.iterdir()] == ["odd ?name.db"]
+    assert path.read_bytes() == before
+
+
+def test_a_column_that_would_compute_something_is_not_read(tmp_path: Path) -> None:
+    bomb = "printf('%.*c', 900000000, 'x')"
+    with closing(sqlite3.connect(tmp_path / "s.db")) as database:
+        database.execute(f"CREATE TABLE logs (timestamp, message, level AS ({bomb}))")
+        database.execute(f"INSERT INTO logs (timestamp, message) VALUES ({T}, 'm')")
+        database.commit()
+    body = (tmp_path / "s.db").read_bytes()
+    assert len(batches(body)) == 1
+    assert [(r["message"], r["level"]) for r in parsed(body)[0].to_pylist()] == [("m", None)]
+
+
+def test_the_driver_loads_no_extensions_and_writes_nowhere(tmp_path: Path) -> None:
+    made(tmp_path / "s.db", [{"timestamp": T, "message": "m"}], ["timestamp", "message"])
+    uri = logsqlite.uri_of(tmp_path / "s.db", immutable=True)
+    for statement in ("SELECT load_extension('x')", "CREATE TABLE t (x)", "DELETE FROM logs"):
+        with connect(uri) as connection, connection.cursor() as cursor, pytest.raises(Error):
+            cursor.execute(statement)
+            cursor.fetchall()
 
 
 @pytest.mark.parametrize("odd", ["text", 2.5, b"blob"])

@@ -125,13 +125,13 @@ def _stored(place: int, found: dict[str, Json]) -> Stored:
 _SAFELY = ("trusted_schema = OFF", "cell_size_check = ON", "query_only = ON")
 
 
-def _uri(path: Path, immutable: bool) -> str:
+def uri_of(path: Path, *, immutable: bool) -> str:
     return f"file:{quote(str(path))}?mode=ro{'&immutable=1' if immutable else ''}"
 
 
 @contextmanager
 def _opened(path: Path, immutable: bool) -> Iterator[sqlite3.Connection]:
-    uri = _uri(path, immutable)
+    uri = uri_of(path, immutable=immutable)
     with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as database:
         database.text_factory = lambda text: text.decode("utf-8", "replace")
         database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_VALUE_BYTES)
@@ -202,7 +202,7 @@ def _batches(path: Path, immutable: bool, columns: tuple[str, ...]) -> Iterator[
     length = " + ".join(f"ifnull(octet_length({c}), 0)" for c in texts)
     # Numbers come before all texts, and blobs after them.
     other = " OR ".join(f"NOT ({c} >= '' AND {c} < x'')" for c in texts)
-    uri = _uri(path, immutable)
+    uri = uri_of(path, immutable=immutable)
     with adbc_driver_sqlite.dbapi.connect(uri) as connection, connection.cursor() as cursor:
         for pragma in _SAFELY:
             cursor.execute(f"PRAGMA {pragma}")
