@@ -85,7 +85,8 @@ def line(
     if len(alone):
         points = _samples(alone, unit, zero).mark_point(filled=True, size=16)
         layers.append(points.encode(color=colour))
-    layers.append(_dots(_samples(rows, unit, zero), unit).encode(color=colour))
+    near = shaping.pointed(rows, aligned=False)
+    layers.append(_dots(_samples(near, unit, zero), unit).encode(color=colour))
     return _finish(layers, page, shaping.sentence("Line chart", rows, names, unit), notes, rows)
 
 
@@ -105,13 +106,17 @@ def stacked(
     if rows.empty:
         return _nothing(page)
     rows["rank"] = rows["series"].map({name: rank for rank, name in enumerate(names)})
-    base = _samples(rows, unit, True).encode(
-        y=_value(unit, True).stack("zero"),
-        order="rank:Q",
-        color=_colour(names, _legend(names, frame, "square"), PALE),
-    )
+
+    def encoded(rows: pd.DataFrame) -> alt.Chart:
+        return _samples(rows, unit, True).encode(
+            y=_value(unit, True).stack("zero"),
+            order="rank:Q",
+            color=_colour(names, _legend(names, frame, "square"), PALE),
+        )
+
+    near = _dots(encoded(shaping.pointed(rows, aligned=True)), unit)
     text = shaping.sentence("Stacked areas", rows, names, unit)
-    return _finish([base.mark_area(line=False), _dots(base, unit)], page, text, notes, rows)
+    return _finish([encoded(rows).mark_area(line=False), near], page, text, notes, rows)
 
 
 def bars(
@@ -152,7 +157,7 @@ def coverage_strip(
     Shape: UTC index of step starts; one column per query; True, False or a share of what was
         expected in the step (seen when above 0). NaN: nothing was expected.
     """
-    rows, names = shaping.spans_of_sight(seen)
+    rows, names, notes = shaping.spans_of_sight(seen)
     page = _Page(title, "", window, baseline, height=22 * len(names))
     if rows.empty:
         return _nothing(page)
@@ -167,7 +172,7 @@ def coverage_strip(
     )
     blind = sorted(set(rows["query"][rows["state"] == "not seen"]))
     text = f"{len(names)} queries; not seen all the time: {', '.join(blind) or 'none'}."
-    return _finish([drawn], page, text, (), rows)
+    return _finish([drawn], page, text, notes, rows)
 
 
 def timeline(

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import base64
 import importlib.util
+import itertools
 import json
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pandas as pd
 import pytest
+from browser import chromium
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from tbforensics import charts
+from tbforensics import charts, report
 from tbforensics.model import Moment, Window
 from tbforensics.report_page import rows as shaping
 from tbforensics.report_page.chart_json import chart_of
@@ -105,24 +108,77 @@ def test_a_sample_between_two_gaps_is_a_point():
     assert list(shaping.isolated(rows)["v"]) == [1, 7]
 
 
+SPIKE_AT, DIP_AT = 12_345, 98_001
+
+
+def many_points() -> pd.DataFrame:
+    """120,000 points, among them one sample that is high and one that is low."""
+    values = np.sin(np.arange(120_000) / 500)
+    values[SPIKE_AT], values[DIP_AT] = 99.0, -99.0
+    return pd.DataFrame({"a": values}, index=pd.date_range(START, periods=len(values), freq="1s"))
+
+
+def at_ms(place: int) -> int:
+    return round((START + timedelta(seconds=place)).timestamp() * 1000)
+
+
+@pytest.mark.parametrize("kind", ["line", "stacked"])
+def test_one_sample_that_stands_out_is_drawn_and_found_among_120_000(kind):
+    chart = spec_of(getattr(charts, kind)(many_points(), unit="s", title="t"))
+    drawn, found = (pd.DataFrame(chart["data"][layer["data"]["name"]]) for layer in layers(chart))
+    for rows in (drawn, found):
+        told = dict(zip(rows["t"], rows["v"], strict=True))
+        assert (told[at_ms(SPIKE_AT)], told[at_ms(DIP_AT)]) == (99, -99)
+    assert len(drawn) <= shaping.POINTS_LIMIT and len(found) <= shaping.POINTED_LIMIT
+    assert drawn["t"].is_monotonic_increasing
+    assert (drawn["t"].iloc[0], drawn["t"].iloc[-1]) == (at_ms(0), at_ms(119_999))
+    (note,) = chart["spec"]["title"]["subtitle"]
+    assert note == f"drawn from 120,000 points, {len(drawn):,} shown; extremes kept"
+
+
+def layers(chart: dict) -> list[dict]:
+    """What draws the samples, and what the pointer finds."""
+    data = chart["spec"].get("data")
+    return [{"data": layer.get("data", data)} for layer in chart["spec"]["layer"]]
+
+
+def test_the_rows_of_all_series_together_are_bounded():
+    walks = np.random.default_rng(1).normal(size=(30_000, 12)).cumsum(axis=0)
+    wide = pd.DataFrame(walks, index=pd.date_range(START, periods=30_000, freq="1s"))
+    rows, _, _ = shaping.long_rows(wide.rename(columns=str), aligned=False)
+    assert len(rows) <= shaping.ROWS_LIMIT
+    assert len(shaping.pointed(rows, aligned=False)) <= shaping.POINTED_LIMIT
+    extremes = rows.assign(v=rows["v"].astype(float)).groupby("series")["v"].agg(["min", "max"])
+    assert extremes.loc["7"].tolist() == pytest.approx([walks[:, 7].min(), walks[:, 7].max()])
+
+
 @pytest.mark.parametrize("aligned", [False, True])
-def test_thinning_keeps_the_lowest_and_the_highest_and_says_so(aligned):
-    values = np.sin(np.arange(50_000) / 500)
-    values[12_345], values[40_001] = 99.0, -99.0
-    wide = pd.DataFrame({"a": values}, index=pd.date_range(START, periods=50_000, freq="1s"))
-    rows, _, notes = shaping.long_rows(wide, aligned=aligned)
-    assert len(rows) <= 2 * shaping.POINTS_LIMIT
-    assert {99, -99} <= set(rows["v"])
-    assert rows["t"].is_monotonic_increasing
-    assert any("50,000 samples" in note for note in notes)
+def test_thinning_closes_no_gap(aligned):
+    values = np.random.default_rng(2).normal(size=60_000)
+    for begin in (5, 30_000, 30_007, 30_012, 59_990):  # several within what becomes one column
+        values[begin : begin + 3] = np.nan
+    rows, _, _ = shaping.long_rows(
+        pd.DataFrame({"a": values}, index=pd.date_range(START, periods=60_000, freq="1s")),
+        aligned=aligned,
+    )
+    for part in (rows, shaping.pointed(rows, aligned=False)):
+        places = (part["t"].to_numpy() - at_ms(0)) // 1000
+        for one, other in itertools.pairwise(range(len(part))):
+            if part["v"].iloc[one] is not None and part["v"].iloc[other] is not None:
+                assert not np.isnan(values[places[one] : places[other]]).any()
 
 
-def test_thinning_does_not_close_a_gap():
-    values = np.ones(50_000)
-    values[30_000:30_100] = np.nan
-    kept = shaping.kept_positions(values)
-    assert 30_000 in kept
-    assert np.isnan(values[kept]).sum() == 1
+def test_few_samples_among_many_steps_are_all_drawn():
+    values = np.full(120_000, np.nan)
+    values[::100] = 1.0
+    wide = pd.DataFrame({"a": values}, index=pd.date_range(START, periods=120_000, freq="1s"))
+    rows, _, notes = shaping.long_rows(wide, aligned=False)
+    assert rows["v"].count() == 1200 and notes == []
+
+
+def test_of_each_column_the_first_lowest_highest_and_last_are_kept():
+    values = np.array([3.0, 1.0, 2.0, 9.0, 4.0, 5.0, 5.0, 5.0, 5.0, 5.0])
+    assert shaping.kept_positions(values, 8).tolist() == [0, 1, 3, 4, 5, 9]
 
 
 def test_few_points_are_all_drawn():
@@ -207,12 +263,27 @@ def test_a_day_stands_on_the_axis():
 
 def test_coverage_is_drawn_as_runs_and_what_was_not_expected_is_left_white():
     seen = frame({"q": [1.0, 1.0, 0.0, 0.0, np.nan, 1.0]})
-    rows, names = shaping.spans_of_sight(seen)
+    rows, names, _ = shaping.spans_of_sight(seen)
     begin = int(START.timestamp()) * 1000
     assert names == ["q"]
     assert list(rows["state"]) == ["seen", "not seen", "seen"]
     assert [(t - begin) // 60_000 for t in rows["t"]] == [0, 2, 5]
     assert [(t - begin) // 60_000 for t in rows["end"]] == [2, 4, 6]
+
+
+def test_a_strip_that_flickers_is_drawn_in_wider_steps_that_hide_no_silence():
+    flicker = np.ones((30_000, 2))
+    flicker[::2, 0] = 0.0
+    flicker[20_001, 1] = 0.0
+    seen = pd.DataFrame(flicker, columns=["a", "b"]).set_index(
+        pd.date_range(START, periods=30_000, freq="60s")
+    )
+    rows, _, (note,) = shaping.spans_of_sight(seen)
+    assert len(rows) <= shaping.ROWS_LIMIT and "drawn as one" in note
+    assert set(rows["state"][rows["query"] == "a"]) == {"not seen"}
+    blind = rows[(rows["query"] == "b") & (rows["state"] == "not seen")]
+    assert blind["t"].item() <= at_ms(20_001 * 60) < blind["end"].item()
+    assert rows["end"].max() == at_ms(30_000 * 60)
 
 
 def test_bars_keep_the_sum():
@@ -268,3 +339,32 @@ def test_an_answer_of_the_day_after_does_not_squash_the_timeline():
     assert "1 further off are not drawn" in json.dumps(chart["spec"])
     assert "asked afterwards" not in json.dumps(chart)
     assert "1 further off" in json.dumps(spec_of(charts.timeline([late], window=WINDOW)))
+
+
+def test_a_report_of_120_000_points_is_small_and_its_spike_can_be_pointed_at(tmp_path):
+    charts.enable()
+    chart = charts.line(many_points(), unit="s", title="t")
+    output = new_output("display_data", data=chart._repr_mimebundle_())
+    cell = new_code_cell("show()", outputs=[output], execution_count=1)
+    said = ("One spike", "spike-1", "none", WINDOW, None, None, (), "", "", "0", START)
+    path = tmp_path / "report.html"
+    path.write_text(report.render(new_notebook(cells=[cell]), report.Header(*said)))
+    assert path.stat().st_size < 3_000_000
+    with chromium() as page:
+        page.look()
+        page.open(path)
+        page.wait("document.documentElement.dataset.charts !== undefined")
+        assert page.run("document.documentElement.dataset.charts") == "1 of 1"
+        box = page.run(
+            "(({x, y, width, height}) => ({x, y, width, height}))"
+            "(document.querySelector('canvas').getBoundingClientRect())"
+        )
+        # The spike stands a tenth of the way along, and nothing else is so high.
+        left, right = box["x"] + 40, box["x"] + box["width"] - 6
+        at = left + (right - left) * SPIKE_AT / 120_000
+        for step in range(3):
+            page.move(at + step, box["y"] + 70)
+        page.wait("!!document.querySelector('#vg-tooltip-element.visible')")
+        tip = page.run("document.querySelector('#vg-tooltip-element').textContent")
+        assert "99" in tip and "2026-03-10 13:25:45 UTC" in tip
+        assert page.complaints == []

@@ -69,10 +69,19 @@
     views.set(figure, drawn);
   }
 
+  const onScreen = (figure) => {
+    const {top, bottom} = figure.getBoundingClientRect();
+    return bottom > 0 && top < innerHeight;
+  };
+
+  // What is being looked at comes first; between two charts the page can be read and scrolled.
   async function drawAll() {
     const figures = [...document.querySelectorAll("figure.chart")];
+    const left = new Set(figures);
     let live = 0;
-    for (const figure of figures) {
+    while (left.size) {
+      const figure = [...left].find(onScreen) ?? left.values().next().value;
+      left.delete(figure);
       try {
         await draw(figure);
         live += 1;
@@ -81,6 +90,7 @@
         figure.querySelector(".live").hidden = true;
         figure.dataset.problem = String(problem).slice(0, 300);
       }
+      await new Promise((go) => setTimeout(go));
     }
     document.documentElement.dataset.charts = `${live} of ${figures.length}`;
   }

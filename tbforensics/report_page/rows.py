@@ -14,7 +14,11 @@ from tbforensics.model import Moment, Window, utc_text
 from tbforensics.report_page.text import number, visible
 
 SERIES_LIMIT = 12  # the largest eleven, and all others as one
-POINTS_LIMIT = 2000  # for each series; beyond it the lowest and highest of each bucket are drawn
+POINTS_LIMIT = 4000  # drawn of each series: four for each of a thousand columns of pixels
+ROWS_LIMIT = 12_000  # drawn of all series, or of a strip
+POINTED_LIMIT = 4000  # that the pointer finds, and half of it where there are more: finding the
+# nearest costs a browser ten times what drawing does
+MOMENTS_LIMIT = 2000
 
 Positions = npt.NDArray[np.intp]
 
@@ -29,7 +33,7 @@ def long_rows(
     Errors: ValueError when the index has no time zone.
     """
     frame = in_utc(wide.to_frame() if isinstance(wide, pd.Series) else wide).astype(float)
-    frame.columns = pd.Index(unique([label(column) for column in frame.columns]))
+    frame.columns = pd.Index(_names(frame))
     notes: list[str] = []
     if np.isinf(frame.to_numpy()).any():
         frame = frame.replace([np.inf, -np.inf], np.nan)
@@ -40,21 +44,23 @@ def long_rows(
     ranked = largest(full)
     if ranked.shape[1] < full.shape[1]:
         notes.append(f"the largest {SERIES_LIMIT - 1} of {full.shape[1]:,} series")
-    if len(ranked) > POINTS_LIMIT:
-        notes.append(
-            f"{len(ranked):,} samples a series, drawn as the lowest and highest of each of "
-            f"{POINTS_LIMIT // 2:,} spans"
-        )
-    total = kept_positions(ranked.sum(axis=1, min_count=1).to_numpy()) if aligned else None
-    parts = [_series_rows(ranked[name], str(name), total) for name in ranked.columns]
+    limit = min(POINTS_LIMIT, ROWS_LIMIT // max(1, ranked.shape[1]))
+    total = kept_positions(ranked.sum(axis=1, min_count=1).to_numpy(), limit) if aligned else None
+    parts = [_series_rows(ranked[name], str(name), total, limit) for name in ranked.columns]
+    known, shown = int(ranked.count().sum()), sum(int(part["v"].count()) for part in parts)
+    if shown < known:
+        which = "extremes of the sum" if total is not None and len(parts) > 1 else "extremes"
+        notes.append(f"drawn from {known:,} points, {shown:,} shown; {which} kept")
     empty = pd.DataFrame({"t": [], "v": [], "series": []})
     return (pd.concat(parts, ignore_index=True) if parts else empty), list(ranked.columns), notes
 
 
-def _series_rows(column: pd.Series, name: str, positions: Positions | None) -> pd.DataFrame:
+def _series_rows(
+    column: pd.Series, name: str, positions: Positions | None, limit: int
+) -> pd.DataFrame:
     values = column.to_numpy(dtype=float)
     if positions is None:
-        positions = kept_positions(values)
+        positions = kept_positions(values, limit)
     return pd.DataFrame(
         {
             "t": milliseconds(pd.DatetimeIndex(column.index))[positions],
@@ -87,21 +93,41 @@ def isolated(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[seen & ~before & ~after]
 
 
-def kept_positions(values: npt.NDArray[np.float64]) -> Positions:
-    """Which samples to draw: no more than the lowest, the highest and one gap of each bucket.
+def kept_positions(values: npt.NDArray[np.float64], limit: int = POINTS_LIMIT) -> Positions:
+    """Which samples to draw: all, or the first, lowest, highest and last of each of even spans.
 
-    Of a run of missing samples the first stays, so that the line breaks there.
+    No line is drawn over a gap: where samples are missing between two that are drawn, the first
+    missing one is kept too. For display only: a finding never sees what is kept here.
+    Source: Jugel et al., "M4: a visualization-oriented time series data aggregation", PVLDB 7(10),
+            2014.
     """
     n = len(values)
     seen = np.isfinite(values)
-    gap = ~seen & np.concatenate([[False], seen[:-1]])
-    if n <= POINTS_LIMIT:
-        return np.flatnonzero(seen | gap)
-    bucket = np.arange(n) * (POINTS_LIMIT // 2) // n
-    found = pd.Series(values[seen], index=np.flatnonzero(seen))
-    grouped = found.groupby(bucket[seen])
-    gaps = pd.Series(np.flatnonzero(gap)).groupby(bucket[gap]).first()
-    return np.unique(np.concatenate([grouped.idxmin(), grouped.idxmax(), gaps]).astype(np.intp))
+    gaps = np.flatnonzero(~seen & np.concatenate([[False], seen[:-1]]))
+    kept = np.flatnonzero(seen)
+    if len(kept) > limit:
+        span = kept * max(1, limit // 4) // n
+        begins = np.flatnonzero(np.concatenate([[True], span[1:] != span[:-1]]))
+        ends = np.append(begins[1:], len(kept)) - 1
+        by_value = np.lexsort((values[kept], span))
+        chosen = np.concatenate([begins, ends, by_value[begins], by_value[ends]])
+        kept = kept[np.unique(chosen)]
+        _, first = np.unique(np.searchsorted(kept, gaps), return_index=True)
+        gaps = gaps[first]
+    return np.union1d(kept, gaps)
+
+
+def pointed(rows: pd.DataFrame, *, aligned: bool) -> pd.DataFrame:
+    """Those of the rows of `long_rows` that the pointer finds: thinned where they are many."""
+    if len(rows) <= POINTED_LIMIT:
+        return rows
+    series = rows.groupby("series", sort=False)
+    limit = POINTED_LIMIT // 2 // series.ngroups
+    if aligned:
+        total = rows["v"].astype(float).groupby(rows["t"]).sum(min_count=1)
+        return rows[rows["t"].isin(total.index[kept_positions(total.to_numpy(), limit)])]
+    parts = [part.iloc[kept_positions(part["v"].to_numpy(float), limit)] for _, part in series]
+    return pd.concat(parts)
 
 
 def largest(frame: pd.DataFrame) -> pd.DataFrame:
@@ -190,17 +216,28 @@ def ranked_bars(table: pd.DataFrame, value: str, name: str, limit: int) -> pd.Da
     )
 
 
-def spans_of_sight(seen: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Rows `query`, `t`, `end` (ms), `state`, one per run of equal state; and the names."""
+def spans_of_sight(seen: pd.DataFrame) -> tuple[pd.DataFrame, list[str], list[str]]:
+    """Rows `query`, `t`, `end` (ms), `state`, one per run of equal state; the names; and notes."""
     frame = in_utc(seen)
     ends = step_ends(pd.DatetimeIndex(frame.index))
-    names = unique([label(column) for column in frame.columns])
-    spans = [
-        {"query": name, **span}
-        for name, (_, column) in zip(names, frame.items(), strict=True)
-        for span in _runs(column, ends)
-    ]
-    return pd.DataFrame(spans, columns=["query", "t", "end", "state"]), names
+    spans, notes = _spans(frame, ends), list[str]()
+    if len(spans) > ROWS_LIMIT:
+        together = math.ceil(frame.size / ROWS_LIMIT)
+        notes.append(f"{together:,} steps drawn as one, not seen where any of them was not")
+        place = np.arange(len(frame)) // together
+        lowest = frame.apply(pd.to_numeric, errors="coerce").groupby(place).min()
+        last = np.minimum(np.arange(1, len(lowest) + 1) * together, len(frame)) - 1
+        spans = _spans(lowest.set_axis(frame.index[::together]), ends[last])
+    return pd.DataFrame(spans, columns=["query", "t", "end", "state"]), _names(frame), notes
+
+
+def _spans(frame: pd.DataFrame, ends: npt.NDArray[np.int64]) -> list[dict[str, object]]:
+    named = zip(_names(frame), frame.items(), strict=True)
+    return [{"query": name, **span} for name, (_, column) in named for span in _runs(column, ends)]
+
+
+def _names(frame: pd.DataFrame) -> list[str]:
+    return unique([label(column) for column in frame.columns])
 
 
 def _runs(column: pd.Series, ends: npt.NDArray[np.int64]) -> list[dict[str, object]]:
@@ -253,9 +290,9 @@ def near(known: list[Moment], window: Window | None) -> tuple[list[Moment], list
     notes = []
     if len(close) < len(known):
         notes.append(f"{len(known) - len(close):,} further off are not drawn")
-    if len(close) > POINTS_LIMIT:
-        notes.append(f"the first {POINTS_LIMIT:,} of {len(close):,}")
-    return close[:POINTS_LIMIT], notes
+    if len(close) > MOMENTS_LIMIT:
+        notes.append(f"the first {MOMENTS_LIMIT:,} of {len(close):,}")
+    return close[:MOMENTS_LIMIT], notes
 
 
 def moment_row(moment: Moment) -> dict[str, object]:
