@@ -1,10 +1,12 @@
 #!/bin/sh
-# Install what tests and examples drive for real: Prometheus with promtool, and Chromium.
+# Install what tests and examples drive for real: Prometheus with promtool, VictoriaMetrics, and
+# Chromium.
 # Where they are on the PATH already, nothing is done.
 set -eu
 
 missing=""
 command -v prometheus >/dev/null && command -v promtool >/dev/null || missing="prometheus"
+command -v victoria-metrics >/dev/null || missing="$missing victoria-metrics"
 command -v chromium >/dev/null || missing="$missing chromium"
 [ -n "$missing" ] || exit 0
 

@@ -67,11 +67,11 @@ def openmetrics(families: Mapping[str, Mapping[str, Samples]]) -> str:
         lines.append(f"# TYPE {family} unknown")
         for labels, samples in series.items():
             name = f"{family}{{{labels}}}" if labels else family
-            lines += [f"{name} {_number(value)} {_seconds(ms)}" for ms, value in samples]
+            lines += [f"{name} {number(value)} {_seconds(ms)}" for ms, value in samples]
     return "\n".join([*lines, "# EOF", ""])
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     return repr(float(value)).replace("inf", "Inf").replace("nan", "NaN")
 
 
@@ -115,7 +115,7 @@ def start(
         )
     (folder / "rules.yml").write_text(rules)
     for _ in range(3):  # another process may take the free port first
-        server = _started(folder, flags, config, port or _free_port())
+        server = _started(folder, flags, config, port or free_port())
         if _ready(server):
             return server
         stop(server)
@@ -141,7 +141,7 @@ def _started(folder: Path, flags: tuple[str, ...], config: str, port: int) -> Se
     return Server(f"http://127.0.0.1:{port}", folder, process)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -20,6 +20,31 @@ _LONGEST_WORDS = 500
 Matchers = Sequence[tuple[str, str, str]]  # (label, operator, value)
 
 
+def explain_api(body: bytes) -> tuple[str, tuple[str, ...]]:
+    """As `promjson.explain`, with the words of a refusal that is plain text."""
+    why, notes = promjson.explain(body)
+    words = _plain_words(body) if why else ""
+    return (f"not JSON: {words}" if words else why), notes
+
+
+def explain_read(body: bytes) -> tuple[str, tuple[str, ...]]:
+    """As `remoteread.explain`; a refusal is no frame but text, whoever refuses."""
+    why, notes = remoteread.explain(body)
+    if not why:
+        return (remoteread.HISTOGRAMS if remoteread.HISTOGRAMS in notes else ""), ()
+    if body.lstrip()[:1] in (b"{", b"<"):
+        return promjson.explain(body)[0].replace("JSON", "frames") or why, ()
+    return _plain_words(body) or why, ()
+
+
+def _plain_words(body: bytes) -> str:
+    """The beginning of a text; nothing for what is none, or is JSON or HTML."""
+    if body.lstrip()[:1] in (b"{", b"[", b"<"):
+        return ""
+    words = " ".join(body[: 4 * _LONGEST_WORDS].decode("utf-8", "replace").split())
+    return words[:_LONGEST_WORDS] if words.isprintable() and "\ufffd" not in words else ""
+
+
 @dataclass(frozen=True)
 class Wording:
     """What `Client.ask` needs beside the names of a question."""
@@ -32,7 +57,7 @@ class Wording:
     told: Mapping[str, Json] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     expects: str = ""
-    explain: Explain = promjson.explain
+    explain: Explain = explain_api
 
     @property
     def asks(self) -> dict[str, Any]:
@@ -98,16 +123,5 @@ def of_read(part: Slice, matchers: Matchers, without: Mapping[str, str]) -> Word
         told={READ: told},
         headers=remoteread.HEADERS,
         expects=_STREAMED,
-        explain=_explain,
+        explain=explain_read,
     )
-
-
-def _explain(body: bytes) -> tuple[str, tuple[str, ...]]:
-    """As `remoteread.explain`; a refusal is no frame but text, whoever refuses."""
-    why, notes = remoteread.explain(body)
-    if not why:
-        return (remoteread.HISTOGRAMS if remoteread.HISTOGRAMS in notes else ""), ()
-    if body.lstrip()[:1] in (b"{", b"<"):
-        return promjson.explain(body)[0].replace("JSON", "frames") or why, ()
-    words = " ".join(body[: 4 * _LONGEST_WORDS].decode("utf-8", "replace").split())
-    return (words[:_LONGEST_WORDS] if words.isprintable() and "\ufffd" not in words else why), ()

@@ -181,7 +181,8 @@ def _histograms(
 
 def _snapshot(capture: Capture, reply: promjson.Reply) -> Iterator[tuple[str, pa.Table]]:
     error = capture.error or reply.error
-    state = "ok" if not error else "unsupported" if capture.status in (404, 405, 501) else "error"
+    lacking = capture.status in (404, 405, 501) or "unsupported path" in error
+    state = "ok" if not error else "unsupported" if lacking else "error"
     value = promjson.compact({"message": error} if error else reply.data)
     if value is None:
         yield quarantine(capture, [Broken(0, "nested too deeply", b"")])
