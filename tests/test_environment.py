@@ -32,7 +32,9 @@ def split(text: str) -> tuple[str, str]:
 
 
 NEEDED = dict(map(split, PROJECT["dependencies"]))
-FOR_TESTS = dict(map(split, PROJECT["optional-dependencies"]["test"]))
+EXTRAS = PROJECT["optional-dependencies"]
+FOR_CLUSTERS = dict(map(split, EXTRAS["cluster"]))
+FOR_TESTS = dict(map(split, [*EXTRAS["test"], *EXTRAS["cluster"]]))
 
 
 def conda() -> dict[str, str]:
@@ -97,7 +99,7 @@ def imported(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(("folder", "declared"), [
-    ("tbforensics", NEEDED), ("tests", {**NEEDED, **FOR_TESTS}),
+    ("tbforensics", {**NEEDED, **FOR_CLUSTERS}), ("tests", {**NEEDED, **FOR_TESTS}),
     ("examples", {**NEEDED, **FOR_TESTS}),
 ])  # fmt: skip
 def test_whatever_is_imported_is_declared(folder: str, declared: dict[str, str]) -> None:

@@ -285,7 +285,7 @@ def killed_after_a_bad_answer(bench: Bench, counts: Counts) -> str:
     with bench.home(net.on(WHOLE, net.says("<html>try later</html>"))) as home:
         running = bench.start("collect", home.parameters, launch={"manners": HASTE})
         journal = home.partial / "captures.jsonl"
-        while running.poll() is None and b"in place of JSON" not in _bytes(journal):
+        while running.poll() is None and b"HTML in place of" not in _bytes(journal):
             time.sleep(0.01)
         running.kill()
         running.communicate()
