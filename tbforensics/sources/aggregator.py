@@ -42,6 +42,7 @@ EXPORT, PEER, ARCHIVE, LISTING = "export", "peer", "posts", "listing"
 LEAD_S = 300.0
 _MOST_PEERS = 64  # asked one by one; an export holds them all
 _IN_MEMORY_BYTES = 32 << 20
+_RECORDS_PER_TABLE, _CHARS_PER_TABLE = 10_000, 16 << 20
 _SIBLINGS = ("treasury", "energy")  # of generation B, beside the nodes under /wrappers
 _ARRAY_OF_OBJECTS = re.compile(rb"\s*\[\s*[{\]]")
 _PLAIN = (("healthz", "healthz"), ("cluster", "cluster"), ("telemetry", "telemetry"))
@@ -272,6 +273,8 @@ class _Reading:
         window = capture.window
         self._range_ms = range(_ms(window.start), _ms(window.end)) if window else None
         self._told: Counter[str] = Counter()
+        self._waiting: list[dict[str, Json]] = []  # records of many posts: few make a poor table
+        self._waiting_chars = 0
 
     # --- bodies ----------------------------------------------------------------------------
 
@@ -295,12 +298,14 @@ class _Reading:
                     yield from self._samples(found.data, peer, found.name, found.offset)
                 else:
                     yield self._refused(found.name, found.offset, "no entry of an export")
+        yield from self._table()
         yield self._snapshot("summary", {**self._tally(), "form": str(form)})
         if warnings:
             yield self._snapshot("tls_warnings", warnings)
 
     def peer(self, body: BinaryIO) -> Iterator[tuple[str, pa.Table]]:
         yield from self._samples(body.read(), PurePosixPath(self._file).name, self._file, 0)
+        yield from self._table()
         yield self._snapshot("summary", self._tally())
 
     def posts(self, body: BinaryIO) -> Iterator[tuple[str, pa.Table]]:
@@ -322,6 +327,7 @@ class _Reading:
                     line, offset = line + 1, offset + len(text) + 1
         except logstream.StreamError as error:
             yield self._refused(self._file, offset, str(error), line + 1)
+        yield from self._table()
         yield self._snapshot("summary", self._tally())
 
     def answer(self, body: BinaryIO) -> Iterator[tuple[str, pa.Table]]:
@@ -366,7 +372,6 @@ class _Reading:
     def _records(
         self, found: Iterable[Sample | LineError], file: str, line: int, offset: int
     ) -> Iterator[tuple[str, pa.Table]]:
-        kept = []
         for sample in found:
             if isinstance(sample, LineError):
                 yield self._refused(file, offset, str(sample), line)
@@ -379,7 +384,9 @@ class _Reading:
             elif self._range_ms is not None and sample.ts_ms not in self._range_ms:
                 self._told["outside_window"] += 1
                 continue
-            kept.append(
+            value = text_of(sample.value)
+            self._waiting_chars += len(value)
+            self._waiting.append(
                 {
                     "source": self._capture.source,
                     "query": self._capture.query,
@@ -388,11 +395,16 @@ class _Reading:
                     "offset": offset,
                     "place": sample.place,
                     "ts": None if sample.ts_ms is None else sample.ts_ms * 1_000_000,
-                    "value": text_of(sample.value),
+                    "value": value,
                 }
             )
-        if kept:
-            yield "records", pa.Table.from_pylist(kept, schema=SCHEMAS["records"])
+        if len(self._waiting) >= _RECORDS_PER_TABLE or self._waiting_chars >= _CHARS_PER_TABLE:
+            yield from self._table()
+
+    def _table(self) -> Iterator[tuple[str, pa.Table]]:
+        if self._waiting:
+            yield "records", rows("records", self._waiting)
+            self._waiting, self._waiting_chars = [], 0
 
     def _warning(
         self, entry: zipped.Entry, warnings: dict[str, Json]
