@@ -40,12 +40,14 @@ def workers(address: str, home: Path, patience_s: float = 20.0) -> Iterator[Exec
         return
     try:
         import distributed
+        from distributed.comm.addressing import get_address_host_port
     except ImportError:
         raise ParametersError(
             "--scheduler needs Dask, which is not installed",
             next_step="pip install 'tbforensics[cluster]', here and where the workers run",
         ) from None
     try:
+        get_address_host_port(address)  # a client of an impossible address takes 40 s to go away
         client = distributed.Client(address, timeout=patience_s, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
         raise ParametersError(

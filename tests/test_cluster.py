@@ -144,6 +144,7 @@ def test_the_command_line_finds_the_scheduler_and_says_when_it_is_not_there(
     given.write_bytes(parameters.to_yaml(here.incident()))
     said = cli("collect", given, "--scheduler", "tcp://127.0.0.1:1x")
     assert said.returncode == 1 and "no Dask scheduler answers at" in said.stderr, said.stderr
+    assert "Traceback" not in said.stderr
     assert list((home / "incidents").iterdir()) == []
     said = cli("collect", given, "--scheduler", dask.address)
     assert said.returncode == 0 and "confirmed" in said.stdout, said.stderr
