@@ -13,7 +13,7 @@ demo: $(READY)  ## run the bundled example incident of KIND and print where its 
 	@$(BIN)/tbforensics run build/demo/parameters/$(KIND).example.yaml
 
 test: $(READY) $(TOOLS) check  ## everything: style, types, tests, notebooks
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -12,7 +12,16 @@ import pytest
 from tbforensics.case import Case, open_case
 
 ROOT = Path(__file__).parent.parent
+# A file is tested by one process; what takes longest goes first, so that none ends alone.
+LONGEST = (
+    "test_torture", "test_notebooks", "test_redact", "test_publish", "test_batch", "test_kernel",
+    "test_determinism", "test_subsidy_spike", "test_collect", "test_cluster", "test_case",
+)  # fmt: skip
 EXAMPLE = ROOT / "incidents" / "example-quic-failure"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 @pytest.fixture(autouse=True)

@@ -71,7 +71,7 @@ def without_seams(edges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     return joined
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(windows, windows, slicings, st.sampled_from([1.0, 0.4, 0.05]))
 def test_the_windows_of_raw_samples_fit_together(window, baseline, slice_hours, share):
     slice_ms = round(slice_hours * 3_600_000)
@@ -97,7 +97,7 @@ def test_the_windows_of_raw_samples_fit_together(window, baseline, slice_hours, 
         assert length_ms == end - start
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(windows, windows, slicings, st.sampled_from([1.0, 0.3]), st.integers(50, 10**6))
 def test_the_steps_of_an_expression_are_asked_once_each(
     window, baseline, slice_hours, share, step_ms
