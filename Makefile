@@ -38,7 +38,7 @@ lab: $(READY)  ## JupyterLab on the notebooks and cases
 
 lock: $(READY)  ## renew requirements.lock from pyproject.toml
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra test --extra cluster \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra test --extra cluster --extra s3 \
 	    --no-emit-index-url --no-emit-find-links --no-header \
 	    --upgrade pyproject.toml -o requirements.lock
 

@@ -3,6 +3,8 @@
     <case>/raw/<sha256>.zst     the body, compressed; `zstdcat F | sha256sum` gives its name back
     <case>/captures.jsonl       one capture a line, while a collection goes on
 
+`raw/` may be in an object store: see `store`.
+
 The same body is stored once. A body appears under its name only when all of it is on disk, so a
 process that dies leaves temporary files and whole bodies, never a half one under a whole name.
 """
@@ -22,6 +24,7 @@ from typing import BinaryIO
 
 import zstandard
 
+from tbforensics import store
 from tbforensics.errors import EvidenceError
 from tbforensics.model import Capture
 
@@ -34,7 +37,8 @@ class Archive:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.raw = folder / "raw"
+        self.place = store.place_of(folder)
+        self.raw = self.place / "raw"
         self._journal = folder / "captures.jsonl"
         self._lock = threading.Lock()
 
@@ -54,8 +58,10 @@ class Archive:
         """
         digest, length = hashlib.sha256(), 0
         try:
-            self.raw.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self.raw, prefix=".arriving-")
+            here = None if store.is_remote(self.raw) else self.raw
+            if here:
+                here.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=here, prefix=".arriving-")
         except OSError as error:
             raise _unwritable(error) from None
         try:
@@ -70,7 +76,7 @@ class Archive:
                 file.flush()
                 os.fsync(file.fileno())
             Path(temporary).chmod(0o644)
-            Path(temporary).replace(self.path_of(digest.hexdigest()))
+            store.put(Path(temporary), self.path_of(digest.hexdigest()))
         except BaseException as error:
             Path(temporary).unlink(missing_ok=True)
             if isinstance(error, _NotArrived):
@@ -90,7 +96,8 @@ class Archive:
             )
         path = self.path_of(capture.sha256)
         try:
-            file = path.open("rb")
+            with store.answering(path):
+                file = path.open("rb")
         except FileNotFoundError:
             raise EvidenceError(
                 f"raw/{path.name} is missing ({capture.source}, {capture.query})",

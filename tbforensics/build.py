@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from tbforensics import evidence, manifest, plugins
+from tbforensics import evidence, manifest, plugins, store
 from tbforensics.archive import Archive
 from tbforensics.errors import EvidenceError
 from tbforensics.model import Capture, Incident
@@ -33,20 +33,25 @@ class Job:
 
 
 def build(
-    folder: Path, incident: Incident, captures: Iterable[Capture], pool: Executor | None = None
+    folder: Path,
+    incident: Incident,
+    captures: Iterable[Capture],
+    pool: Executor | None = None,
+    replies_of: Path | None = None,
 ) -> None:
     """`raw/` -> `evidence/`: the same captures give the same bytes, on any machine.
 
-    pool: who does the jobs, threads of our own by default; workers elsewhere must find `folder`
-          under the same path.
+    pool:       who does the jobs, threads of our own by default; workers elsewhere must find
+                `folder` under the same path, or share a store.
+    replies_of: the case whose `raw/` it is, where that is another than `folder`.
     """
     if pool is None:
         with ThreadPoolExecutor(min(_MOST_WORKERS, os.cpu_count() or 1)) as threads:
-            build(folder, incident, captures, threads)
+            build(folder, incident, captures, threads, replies_of)
         return
     types = {config.name: config.type for config in incident.sources}
-    folder = folder.resolve()
-    made = [pool.submit(make, folder, types, job) for job in jobs(captures)]
+    to, raw = (store.place_of(case).absolute() for case in (folder, replies_of or folder))
+    made = [pool.submit(make, to, raw, types, job) for job in jobs(captures)]
     try:
         shared = [future.result() for future in made]
     finally:
@@ -75,11 +80,14 @@ def jobs(captures: Iterable[Capture]) -> Iterator[Job]:
         yield Job(number, tuple(together))
 
 
-def make(folder: Path, types: Mapping[str, str], job: Job) -> evidence.Shared:
-    """Write the parts of one job; what it adds to the tables that all jobs share."""
+def make(to: Path, raw: Path, types: Mapping[str, str], job: Job) -> evidence.Shared:
+    """Write the parts of one job; what it adds to the tables that all jobs share.
+
+    to, raw: the places of the case that gets the parts, and of the one that has the replies.
+    """
     source, query = _part(job.captures[0])
-    parser, archive = plugins.load_source(types[source]), Archive(folder)
-    with evidence.Part(folder, source, query, job.number) as part:
+    parser, archive = plugins.load_source(types[source]), Archive(raw)
+    with evidence.Part(to, source, query, job.number) as part:
         for capture in job.captures:
             try:
                 with archive.open(capture) as body:
@@ -119,12 +127,15 @@ def rebuild(folder: Path, incident: Incident) -> None:
             f"{folder.name} cannot be rebuilt: {replies.detail}",
             next_step="restore raw/ from a copy of the case",
         )
-    fresh = folder / ".rebuilding"
+    fresh, place = folder / ".rebuilding", store.place_of(folder)
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir()
-    (fresh / "raw").symlink_to((folder / "raw").resolve())
-    build(fresh, incident, sealed.captures)
-    shutil.rmtree(folder / "evidence", ignore_errors=True)
-    (fresh / "evidence").rename(folder / "evidence")
+    build(fresh, incident, sealed.captures, replies_of=folder)
+    store.remove(place / "evidence")
+    if store.is_remote(place):
+        for path in manifest.part_paths(fresh):
+            store.put(fresh / path, place / path)
+    else:
+        (fresh / "evidence").rename(place / "evidence")
     shutil.rmtree(fresh)
     evidence.write_views(folder)

@@ -329,8 +329,7 @@ def _other_version(opened: Case) -> str:
 def _rebuilt(opened: Case) -> manifest.Check:
     with tempfile.TemporaryDirectory() as temporary:
         fresh = Path(temporary)
-        (fresh / "raw").symlink_to(opened.archive.raw.resolve())
-        build.build(fresh, opened.incident, opened.manifest.captures)
+        build.build(fresh, opened.incident, opened.manifest.captures, replies_of=opened.folder)
         sealed = {part["path"]: part["sha256"] for part in opened.manifest.parts}
         found = {part["path"]: part["sha256"] for part in manifest.parts_of(fresh)}
         unlike = {p for p in sealed.keys() | found.keys() if sealed.get(p) != found.get(p)}
@@ -338,7 +337,7 @@ def _rebuilt(opened: Case) -> manifest.Check:
         for group in groups:
             one, other = (
                 [root / path for path in paths if evidence.part_of(path)[0] == group]
-                for root, paths in ((opened.folder, sealed), (fresh, found))
+                for root, paths in ((opened.archive.place, sealed), (fresh, found))
             )
             if not (one and other and evidence.same_rows(one, other)):
                 detail = f"{group} comes out differently{_other_version(opened)}"

@@ -1,9 +1,10 @@
 """More machines, where there are any: the work of one, done by workers of a Dask scheduler.
 
 A task is what a thread does otherwise: put one question to a server and keep the reply, or turn
-a few replies into parts of the evidence. The folder of the case is on storage that all workers
-share under the same path; bodies have their hash for a name and parts appear when they are whole,
-so a task that is done twice, because a worker died or seemed to, leaves what doing it once leaves.
+a few replies into parts of the evidence. The case's folder is on storage that all workers share
+under the same path, or its bulk is in an object store. Bodies have their hash for a name and parts
+appear when they are whole, so a task that is done twice, because a worker died or seemed to, leaves
+what doing it once leaves.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tbforensics import manifest
+from tbforensics import manifest, store
 from tbforensics.archive import Archive
 from tbforensics.credentials import read_credentials
 from tbforensics.errors import EvidenceError, ParametersError
@@ -29,7 +30,8 @@ RETRIES = 3  # of a task whose worker died
 def workers(address: str, home: Path, patience_s: float = 20.0) -> Iterator[Executor | None]:
     """An executor whose tasks are done by the scheduler's workers; None without an address.
 
-    home:       where `incidents/` is; every worker must find the same folder there.
+    home:       where `incidents/` is; every worker must find the same folder there, or the
+                store that is in use (`store`).
     patience_s: for the scheduler to answer, and for a first worker.
 
     Errors: ParametersError when nobody answers, there are no workers, they run another version,
@@ -62,14 +64,16 @@ def workers(address: str, home: Path, patience_s: float = 20.0) -> Iterator[Exec
 
 
 def put(
-    pool: Executor, home: Path, folder: Path, source: SourceConfig, manners: Manners, words: Any
+    pool: Executor, home: Path, place: Path, source: SourceConfig, manners: Manners, words: Any
 ) -> Capture:
     """Have a worker put one question, given as the words of `Client.ask`; its capture.
+
+    place: of the case's replies, see `store.place_of`.
 
     Errors: EvidenceError when workers died over it, again and again; what was captured is kept.
     """
     try:
-        return pool.submit(_put, home.resolve(), folder.resolve(), source, manners, words).result()
+        return pool.submit(_put, home.resolve(), place.absolute(), source, manners, words).result()
     except EvidenceError:
         raise
     except Exception as error:
@@ -79,10 +83,10 @@ def put(
         ) from None
 
 
-def _put(home: Path, folder: Path, source: SourceConfig, manners: Manners, words: Any) -> Capture:
+def _put(home: Path, place: Path, source: SourceConfig, manners: Manners, words: Any) -> Capture:
     """Runs on a worker, with the secrets that the worker has."""
     config = home / source.http_config if source.http_config else None
-    client = Client(source, _Bodies(folder), read_credentials(source.name, config), manners)
+    client = Client(source, _Bodies(place), read_credentials(source.name, config), manners)
     try:
         return client.ask(**words)
     finally:
@@ -100,14 +104,16 @@ class _Bodies(Archive):
 
 
 def _refuse_strangers(client: Any, address: str, home: Path) -> None:
-    incidents = home / "incidents"
-    incidents.mkdir(parents=True, exist_ok=True)
-    mark = incidents / f".shared-{os.urandom(8).hex()}"
-    mark.touch()
-    try:
-        said = client.run(_seen, mark, on_error="return")
-    finally:
-        mark.unlink(missing_ok=True)
+    shared = store.store() or home / "incidents"
+    if not store.is_remote(shared):
+        shared.mkdir(parents=True, exist_ok=True)
+    mark = shared / f".shared-{os.urandom(8).hex()}"
+    with store.answering(mark):
+        mark.touch()
+        try:
+            said = client.run(_seen, mark, on_error="return")
+        finally:
+            mark.unlink(missing_ok=True)
     if not said:
         raise ParametersError(
             f"the scheduler at {address} has no workers", next_step="start some: `dask worker`"
@@ -119,7 +125,7 @@ def _refuse_strangers(client: Any, address: str, home: Path) -> None:
         if version != here:
             problems.append(f"{worker} has tbforensics {version or '(none)'}, this is {here}")
         elif not sees:
-            problems.append(f"{worker} does not see {incidents}")
+            problems.append(f"{worker} does not see {shared}")
     if problems:
         raise ParametersError(
             "these workers cannot do the work:",
@@ -130,4 +136,8 @@ def _refuse_strangers(client: Any, address: str, home: Path) -> None:
 
 def _seen(mark: Path) -> tuple[str, bool]:
     """Runs on a worker."""
-    return manifest.tool_version(), mark.exists()
+    try:
+        with store.answering(mark):
+            return manifest.tool_version(), mark.exists()
+    except OSError:
+        return manifest.tool_version(), False

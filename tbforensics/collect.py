@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tbforensics import cluster, evidence, manifest, plugins
+from tbforensics import cluster, evidence, manifest, plugins, store
 from tbforensics.archive import Archive
 from tbforensics.build import build
 from tbforensics.credentials import Credentials, read_credentials
@@ -60,7 +60,9 @@ def collect(
             if folder.exists():  # another run sealed it since
                 shutil.rmtree(partial, ignore_errors=True)
                 _refuse_sealed(folder)
+            store.begin(partial, incident.id)
             archive = Archive(partial)
+            store.remove(archive.place / "evidence")
             archive.drop_leftovers()
             queries = catalogue(plugins.load_kind(incident.kind), incident.sources)
             captures = manifest.ordered(
@@ -127,7 +129,7 @@ def _ask_all(
         client = Client(config, archive, credentials[config.name], source.manners)
         if pool:
             client.elsewhere = functools.partial(
-                cluster.put, pool, home, archive.folder, config, source.manners
+                cluster.put, pool, home, archive.place, config, source.manners
             )
         # A source may answer what is asked of another type, as a copied TSDB does for Prometheus.
         speaks = getattr(source, "speaks", config.type)
@@ -189,8 +191,7 @@ def _alone(partial: Path, incident: Incident) -> Iterator[None]:
         lock.truncate(0)
         lock.write(incident.digest)
         lock.flush()
-        for leftover in ("evidence", evidence.MAKING):
-            shutil.rmtree(partial / leftover, ignore_errors=True)
+        shutil.rmtree(partial / evidence.MAKING, ignore_errors=True)
         for leftover in ("manifest.json", "custody.jsonl"):
             (partial / leftover).unlink(missing_ok=True)
         yield

@@ -11,6 +11,8 @@ file never has the same bytes twice, so `evidence.duckdb` holds views only and c
     records     source, query, file, line, ts, value   one JSON record of a journal
     snapshots   source, query, ts, generation, value   one JSON answer, true at its `ts`
     quarantine  source, file, line, offset, reason, bytes
+
+They lie below the case's folder or in an object store (`store`), which DuckDB reads piece by piece.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import duckdb
 import numpy as np
@@ -35,6 +36,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tbforensics import store
 from tbforensics.errors import EvidenceError
 from tbforensics.model import Window
 
@@ -170,7 +172,7 @@ class Part:
 
     def __init__(self, folder: Path, source: str, query: str, number: int = 1) -> None:
         ending = "" if number == 1 else f".{number:04}"
-        self._folder, self._name = folder, f"{source}.{query}{ending}.parquet"
+        self._place, self._name = store.place_of(folder), f"{source}.{query}{ending}.parquet"
         self._open: dict[str, tuple[Path, pq.ParquetWriter]] = {}
         self._shared: dict[str, list[pa.Table]] = {"series": [], "quarantine": []}
 
@@ -181,7 +183,7 @@ class Part:
             self._shared[table].append(batch)
             return
         if table not in self._open:
-            self._open[table] = _begun(self._folder, table)
+            self._open[table] = _begun(self._place, table)
         self._open[table][1].write_table(batch)
 
     def __enter__(self) -> Self:
@@ -194,7 +196,7 @@ class Part:
             if failure:
                 path.unlink(missing_ok=True)
             else:
-                _put(path, self._folder, table, self._name)
+                _put(path, self._place, table, self._name)
 
     @property
     def shared(self) -> Shared:
@@ -208,12 +210,13 @@ def write_shared(folder: Path, shared: Sequence[Shared]) -> None:
     """One part each for `series`, by sid, and for `quarantine`, in the order of the parts."""
     series = _distinct(_joined("series", [part.series for part in shared]))
     quarantine = _joined("quarantine", [part.quarantine for part in shared])
+    place = store.place_of(folder)
     for table, batch in (("series", series), ("quarantine", quarantine)):
-        path, writer = _begun(folder, table)
+        path, writer = _begun(place, table)
         writer.write_table(batch)
         writer.close()
-        _put(path, folder, table, "all.parquet")
-    shutil.rmtree(folder / MAKING)
+        _put(path, place, table, "all.parquet")
+    store.remove(place / MAKING)
 
 
 def _joined(table: str, batches: Sequence[pa.Table]) -> pa.Table:
@@ -226,19 +229,22 @@ def _distinct(series: pa.Table) -> pa.Table:
     return series.take(first)
 
 
-def _begun(folder: Path, table: str) -> tuple[Path, pq.ParquetWriter]:
-    # No parents: a worker that was thought dead may come to a folder that is sealed by now.
-    (folder / MAKING).mkdir(exist_ok=True)
-    handle, path = tempfile.mkstemp(dir=folder / MAKING)
+def _begun(place: Path, table: str) -> tuple[Path, pq.ParquetWriter]:
+    making = None if store.is_remote(place) else place / MAKING
+    if making:
+        # No parents: a worker that was thought dead may come to a folder that is sealed by now.
+        making.mkdir(exist_ok=True)
+    handle, path = tempfile.mkstemp(dir=making)
     os.close(handle)
     Path(path).chmod(0o644)
     return Path(path), _parquet(Path(path), table)
 
 
-def _put(path: Path, folder: Path, table: str, name: str) -> None:
-    for place in (folder / "evidence", folder / "evidence" / table):
-        place.mkdir(exist_ok=True)
-    path.replace(folder / "evidence" / table / name)
+def _put(path: Path, place: Path, table: str, name: str) -> None:
+    if not store.is_remote(place):
+        for folder in (place / "evidence", place / "evidence" / table):
+            folder.mkdir(exist_ok=True)
+    store.put(path, place / "evidence" / table / name)
 
 
 def _parquet(path: Path, table: str) -> pq.ParquetWriter:
@@ -279,7 +285,11 @@ def same_rows(one: Sequence[Path], other: Sequence[Path]) -> bool:
 
 
 def _rows_in(parts: Sequence[Path]) -> pa.Table:
-    table = pa.concat_tables([pq.read_table(part) for part in sorted(parts, key=part_of)])
+    tables = []
+    for part in sorted(parts, key=part_of):
+        with part.open("rb") as file:
+            tables.append(pq.read_table(file))
+    table = pa.concat_tables(tables)
     for place, field in enumerate(table.schema):
         if pa.types.is_floating(field.type):  # else no NaN is like another
             bits = [chunk.view(pa.int64()) for chunk in table.column(place).chunks]
@@ -300,10 +310,16 @@ _DUCKDB_TYPES = {
 }
 
 
-def _views(folder: Path, root: str) -> Iterator[str]:
+def parts_in(place: Path, table: str) -> list[Path]:
+    """The parts of one table in their order; none when there is no such table."""
+    with store.answering(place):
+        return sorted((place / "evidence" / table).glob("*.parquet"), key=part_of)
+
+
+def _views(place: Path, root: str) -> Iterator[str]:
     """One CREATE VIEW per table; `root` is put before the parts' relative paths."""
     for table, schema in SCHEMAS.items():
-        parts = sorted((folder / "evidence" / table).glob("*.parquet"), key=part_of)
+        parts = parts_in(place, table)
         if parts:
             names = ", ".join(_quoted(f"{root}evidence/{table}/{part.name}") for part in parts)
             yield f"CREATE VIEW {table} AS SELECT * FROM read_parquet([{names}])"
@@ -322,12 +338,14 @@ def _quoted(text: str) -> str:
 
 def write_views(folder: Path) -> None:
     """`evidence.duckdb`: views with relative paths, for any DuckDB started in the case folder."""
-    path = folder / "evidence.duckdb"
+    path, place = folder / "evidence.duckdb", store.place_of(folder)
     path.unlink(missing_ok=True)
     try:
         with duckdb.connect(str(path)) as connection:
-            connection.execute("SET file_search_path = " + _quoted(str(folder.resolve())))
-            for view in _views(folder, ""):
+            root = _reaching(connection, place)
+            if not root:
+                connection.execute("SET file_search_path = " + _quoted(str(folder.resolve())))
+            for view in _views(place, root):
                 connection.execute(view)
     except duckdb.Error as error:
         raise EvidenceError(
@@ -335,15 +353,25 @@ def write_views(folder: Path) -> None:
         ) from None
 
 
+def _reaching(connection: duckdb.DuckDBPyConnection, place: Path) -> str:
+    """Have DuckDB read a store; what stands before the paths of parts, "" for a folder."""
+    if store.is_remote(place):
+        connection.register_filesystem(cast(Any, place).fs)
+        return f"{place}/"
+    return ""
+
+
 class Evidence:
     """Read-only SQL over the parts of one case. Nothing outside `evidence/` can be reached."""
 
     def __init__(self, folder: Path) -> None:
-        self._root = root = folder.resolve()
+        place = store.place_of(folder)
+        self._place = place = place if store.is_remote(place) else place.resolve()
         self._connection = duckdb.connect()
+        root = _reaching(self._connection, place) or f"{place}/"
         self._connection.execute("SET TimeZone = 'UTC'")
-        self._connection.execute(f"SET allowed_directories = [{_quoted(str(root / 'evidence'))}]")
-        for view in _views(root, f"{root}/"):
+        self._connection.execute(f"SET allowed_directories = [{_quoted(f'{root}evidence')}]")
+        for view in _views(place, root):
             self._execute(view, ())  # a part that is no Parquet is told in words
         for lock in ("enable_external_access = false", "lock_configuration = true"):
             self._connection.execute(f"SET {lock}")
@@ -382,13 +410,13 @@ class Evidence:
 
         Errors: as `sql`; also when there is no part of that table.
         """
-        parts = sorted((self._root / "evidence" / table).glob("*.parquet"), key=part_of)
-        if table not in SCHEMAS or not parts:
+        parts = parts_in(self._place, table) if table in SCHEMAS else []
+        if not parts:
             raise EvidenceError(
                 f"the evidence has no part of {table!r}",
                 next_step=f"tables: {', '.join(SCHEMAS)}",
             )
-        asked = [(self._root, part, each, dict(parameters)) for part in parts]
+        asked = [(self._place, part, each, dict(parameters)) for part in parts]
         if pool is None:
             answers = [_answer_of_part(*question) for question in asked]
         else:
@@ -454,9 +482,9 @@ def _unanswered(error: duckdb.Error) -> EvidenceError:
     return EvidenceError(f"the evidence cannot answer that: {error}", next_step=f"tables: {tables}")
 
 
-def _answer_of_part(root: Path, part: Path, each: str, parameters: Mapping[str, Any]) -> pa.Table:
+def _answer_of_part(place: Path, part: Path, each: str, parameters: Mapping[str, Any]) -> pa.Table:
     """What one part answers; a task by itself, for a worker anywhere."""
-    evidence = Evidence(root)
+    evidence = Evidence(place)
     try:
         evidence._execute(
             f"CREATE VIEW part AS SELECT * FROM read_parquet({_quoted(str(part))})", ()

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+from tbforensics import store
 from tbforensics.archive import Archive
 from tbforensics.errors import EvidenceError
 from tbforensics.model import Capture, Incident, Json, Query, utc_text
@@ -121,20 +122,28 @@ def ordered(captures: Iterable[Capture]) -> list[Capture]:
 
 def parts_of(folder: Path) -> list[dict[str, Json]]:
     """Every part of the evidence with its hash, in the order of their paths."""
+    place = store.place_of(folder)
     return [
         {
             "path": path,
-            "bytes": (folder / path).stat().st_size,
-            "sha256": sha256_of(folder / path),
+            "bytes": (place / path).stat().st_size,
+            "sha256": sha256_of(place / path),
         }
         for path in part_paths(folder)
     ]
 
 
 def part_paths(folder: Path) -> list[str]:
-    """Where the parts of the evidence are, below the case's folder."""
-    found = sorted((folder / "evidence").rglob("*.parquet"))
-    return [path.relative_to(folder).as_posix() for path in found]
+    """Where the parts of the evidence are, below the case's folder or its place in a store."""
+    return [path for path in bulk_paths(folder, "evidence") if path.endswith(".parquet")]
+
+
+def bulk_paths(folder: Path, tree: str) -> list[str]:
+    """All files below `raw` or `evidence`, in the order of their paths."""
+    place = store.place_of(folder)
+    with store.answering(place):
+        found = [path for path in (place / tree).rglob("*") if not path.is_dir()]
+    return sorted(path.relative_to(place).as_posix() for path in found)
 
 
 def seal(
@@ -376,19 +385,16 @@ def raw_replies(folder: Path, manifest: Manifest) -> Check:
             return Check("raw replies", False, f"{what} is missing")
         if not archive.holds(sha256):
             return Check("raw replies", False, f"{what} does not give its hash: bytes were changed")
-    here = archive.raw.iterdir() if archive.raw.is_dir() else ()  # when nobody answered
-    strangers = {path.name for path in here} - {f"{name}.zst" for name in named}
+    strangers = {*bulk_paths(folder, "raw")} - {f"raw/{name}.zst" for name in named}
     if strangers:
-        return Check("raw replies", False, f"raw/{min(strangers)} is in no capture")
+        return Check("raw replies", False, f"{min(strangers)} is in no capture")
     return Check("raw replies", True, f"{len(named)} bodies of {len(manifest.captures)} captures")
 
 
 def _parts(folder: Path, manifest: Manifest) -> Check:
     sealed = {part["path"]: part["sha256"] for part in manifest.parts}
     found = {part["path"]: part["sha256"] for part in parts_of(folder)}
-    files = (p for p in (folder / "evidence").rglob("*") if not p.is_dir())
-    strangers = {path.relative_to(folder).as_posix(): "" for path in files}
-    found = {**strangers, **found}
+    found = {**dict.fromkeys(bulk_paths(folder, "evidence"), ""), **found}
     for path in sorted(sealed.keys() | found.keys()):
         if path not in found:
             return Check("evidence", False, f"{path} is missing")

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tbforensics import evidence, manifest, signing
+from tbforensics import evidence, manifest, signing, store
 from tbforensics.archive import Archive
 from tbforensics.errors import EvidenceError
 from tbforensics.model import Json
@@ -80,7 +80,7 @@ def export(folder: Path, parcel: Path) -> tuple[str, bool]:
     if parcel.exists():
         raise EvidenceError(f"{parcel.name} is there already", next_step="name another file")
     log = _log(folder)
-    named = {name: folder / name for name in _names(folder)}
+    named = {name: _path(folder, name) for name in _names(folder)}
     temporary = parcel.with_name(f".{parcel.name}.{os.getpid()}")
     try:
         with zipfile.ZipFile(temporary, "x", zipfile.ZIP_STORED) as archive:
@@ -95,8 +95,7 @@ def export(folder: Path, parcel: Path) -> tuple[str, bool]:
 
 
 def _names(folder: Path) -> list[str]:
-    trees = [path for tree in ("raw", "evidence") for path in (folder / tree).rglob("*")]
-    found = [path.relative_to(folder).as_posix() for path in trees if not path.is_dir()]
+    found = [path for tree in ("raw", "evidence") for path in manifest.bulk_paths(folder, tree)]
     found += [name for name in _TOP if (folder / name).exists()]
     if strange := [name for name in found if not _NAME.fullmatch(name)]:
         raise EvidenceError(
@@ -104,6 +103,11 @@ def _names(folder: Path) -> list[str]:
             next_step="this is a bug of ours; please report it",
         )
     return found
+
+
+def _path(folder: Path, name: str) -> Path:
+    """Replies and evidence may be in a store; in a parcel they are with the rest."""
+    return (store.place_of(folder) if "/" in name else folder) / name
 
 
 def _log(folder: Path) -> bytes:
@@ -237,7 +241,7 @@ def _slug(name: str) -> str:
 
 
 def _file(folder: Path, name: str, log: bytes) -> dict[str, Json]:
-    path = folder / name
+    path = _path(folder, name)
     own = name == "custody.jsonl"
     return {
         "@id": name,

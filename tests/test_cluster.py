@@ -16,19 +16,19 @@ import pytest
 from collected import World, world
 from conftest import ROOT
 
-from tbforensics import cluster, manifest, parameters
+from tbforensics import cluster, manifest, parameters, store
 from tbforensics.case import open_case, prove
 from tbforensics.collect import collect
 from tbforensics.errors import ParametersError
 from tbforensics.model import Capture
 
 
-def command(module: str, *words: str | Path) -> subprocess.Popen[bytes]:
+def command(module: str, *words: str | Path, **environment: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", f"distributed.cli.{module}", *map(str, words)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
     )
 
 
@@ -48,11 +48,11 @@ class Cluster:
         self.address = cluster_address(self._told)
         self.workers: list[subprocess.Popen[bytes]] = []
 
-    def start(self, count: int) -> None:
+    def start(self, count: int, **environment: str) -> None:
         self.workers += [
             command(
                 "dask_worker", self.address, "--nthreads", "1", "--no-nanny", "--no-dashboard",
-                "--local-directory", self._folder,
+                "--local-directory", self._folder, **environment,
             )
             for _ in range(count)
         ]  # fmt: skip
@@ -89,7 +89,7 @@ def home_of(folder: Path, here: World) -> Path:
 def rows_of(case: Path) -> dict[str, str]:
     """What was asked of servers at other times is the same but for snapshots."""
     return {
-        path: manifest.sha256_of(case / path)
+        path: manifest.sha256_of(store.place_of(case) / path)
         for path in manifest.part_paths(case)
         if "/snapshots/" not in path
     }

@@ -33,8 +33,8 @@ def split(text: str) -> tuple[str, str]:
 
 NEEDED = dict(map(split, PROJECT["dependencies"]))
 EXTRAS = PROJECT["optional-dependencies"]
-FOR_CLUSTERS = dict(map(split, EXTRAS["cluster"]))
-FOR_TESTS = dict(map(split, [*EXTRAS["test"], *EXTRAS["cluster"]]))
+FOR_CLUSTERS = dict(map(split, [*EXTRAS["cluster"], *EXTRAS["s3"]]))
+FOR_TESTS = {**dict(map(split, EXTRAS["test"])), **FOR_CLUSTERS}
 
 
 def conda() -> dict[str, str]:

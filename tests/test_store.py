@@ -1,0 +1,269 @@
+"""The bulk of a case in an object store: the same case, proved, asked and handed over as any."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import object_store
+import pytest
+from collected import World, world
+from http_fake import Handler, fake
+from test_cluster import Cluster, rows_of
+
+from tbforensics import build, cluster, manifest, parameters, parcel, store
+from tbforensics.case import open_case, prove
+from tbforensics.collect import collect
+from tbforensics.errors import EvidenceError, ParametersError
+from tbforensics.model import Capture, Incident
+
+MAIN = "from tbforensics.cli import main; main()"
+
+
+@pytest.fixture(scope="module")
+def here() -> World:
+    return world()
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    with object_store.serve() as url:
+        yield url
+
+
+@pytest.fixture(autouse=True)
+def used(here: World, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A store of its own for each test, named in the environment."""
+    url = f"{bucket}/{tmp_path.name}"
+    monkeypatch.setenv(store.VARIABLE, url)
+    return url
+
+
+def named(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def failing(folder: Path, recompute: bool = True) -> list[str]:
+    return [check.detail for check in prove(folder, recompute=recompute) if not check.holds]
+
+
+def files(tmp_path: Path, **changed: Any) -> tuple[Incident, Path]:
+    """An incident that asks a folder of logs only, and its project."""
+    home = tmp_path / "home"
+    for name in ("incidents", "dumps"):
+        (home / name).mkdir(parents=True)
+    line = {"timestamp": "2026-11-20T10:05:00Z", "level": "WARN", "message": "handshake failed"}
+    (home / "dumps" / "node.jsonl").write_text(json.dumps(line) + "\n")
+    given = {
+        "incident_id": "files-1",
+        "kind": "quic_failure",
+        "start": "2026-11-20T10:00:00Z",
+        "end": "2026-11-20T11:00:00Z",
+        "sources": {"dumps": {"type": "logs", "path": "dumps"}},
+    }
+    return parameters.incident_from(given | changed), home
+
+
+def object_of(folder: Path, path: str) -> Path:
+    return store.place_of(folder) / path
+
+
+# --- a case whose bulk is elsewhere ----------------------------------------------------------
+
+
+def test_a_case_in_a_store_is_proved_printed_and_handed_over_like_any(
+    tmp_path: Path, used: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    incident, home = files(tmp_path)
+    given = home / "parameters" / "given.yaml"
+    given.parent.mkdir()
+    given.write_bytes(parameters.to_yaml(incident))
+    run = [sys.executable, "-c", MAIN, "run", given]
+    said = subprocess.run(run, capture_output=True, text=True, env=os.environ.copy())
+    assert said.returncode == 3, said.stderr
+    folder = home / "incidents" / incident.id
+    assert named(folder) == [
+        "custody.jsonl", "evidence.duckdb", "findings.json", "manifest.json", "parameters.yaml",
+        "report.html", "report.ipynb", "store.json",
+    ]  # fmt: skip
+    assert str(store.place_of(folder)) == f"{used}/{folder.name}"
+    assert failing(folder) == []
+    for path in named(folder):
+        for canary in object_store.KEYS.values():
+            assert canary == "us-east-1" or canary.encode() not in (folder / path).read_bytes()
+
+    case = open_case(folder)
+    assert case.sql("SELECT message FROM log_lines")["message"].tolist() == ["handshake failed"]
+    for path in (f"{used}/{folder.name}/raw/*", "/etc/passwd"):
+        with pytest.raises(EvidenceError, match="file system operations are disabled"):
+            case.sql("SELECT * FROM read_blob(?)", [path])
+    case.evidence.close()
+
+    parcel_file = tmp_path / "case.zip"
+    parcel.export(folder, parcel_file)
+    monkeypatch.delenv(store.VARIABLE)
+    brought = parcel.unpack(parcel_file, tmp_path / "elsewhere")
+    assert failing(brought) == [] and not (brought / store.FILE).exists()
+
+
+def test_workers_that_share_a_store_give_the_rows_of_one_process_though_one_dies(
+    here: World, tmp_path: Path
+) -> None:
+    dask = Cluster(tmp_path)
+    try:
+        dask.start(2)
+        home, seen = here.project(tmp_path / "home", case=False), list[Capture]()
+
+        def kill_one(capture: Capture) -> None:
+            seen.append(capture)
+            if len(seen) == 20:
+                dask.workers[0].kill()
+
+        with cluster.workers(dask.address, home) as pool:
+            folder = collect(here.incident(), home, kill_one, pool)
+            assert not (folder / "raw").exists() and not (folder / "evidence").exists()
+            case, alone = open_case(folder), open_case(here.case)
+            each = "SELECT sid, count(*) AS n FROM part GROUP BY sid"
+            whole = "SELECT sid, sum(n)::BIGINT AS n FROM parts GROUP BY sid ORDER BY sid"
+            asked = [
+                c.sql_by_part("samples", each, whole, p) for c, p in ((case, pool), (alone, None))
+            ]
+            assert asked[0].equals(asked[1])
+        assert manifest.raw_replies(folder, case.manifest).holds
+        assert rows_of(folder) == rows_of(here.case)
+    finally:
+        dask.stop()
+
+
+def test_workers_that_do_not_see_the_store_are_refused(
+    here: World, tmp_path: Path, used: str
+) -> None:
+    dask = Cluster(tmp_path)
+    try:
+        dask.start(1, AWS_ENDPOINT_URL="http://127.0.0.1:9")
+        with pytest.raises(ParametersError) as caught:
+            cluster.workers(dask.address, tmp_path).__enter__()
+        assert any(f"does not see {used}" in problem for problem in caught.value.problems)
+    finally:
+        dask.stop()
+
+
+# --- what is changed, lost or missing --------------------------------------------------------
+
+
+def test_a_changed_and_a_lost_object_are_found(tmp_path: Path) -> None:
+    incident, home = files(tmp_path)
+    folder = collect(incident, home)
+    (part, *_) = [path for path in manifest.part_paths(folder) if "log_lines" in path]
+    reply, *_ = manifest.bulk_paths(folder, "raw")
+    whole = object_of(folder, part).read_bytes()
+    object_of(folder, part).write_bytes(whole[:-1] + b"x")
+    assert any(f"{part} has SHA-256" in said for said in failing(folder))
+    object_of(folder, part).write_bytes(whole)
+    assert failing(folder) == []
+    object_of(folder, "raw/stranger").write_bytes(b"x")
+    assert any("raw/stranger is in no capture" in said for said in failing(folder))
+    object_of(folder, "raw/stranger").unlink()
+    body = object_of(folder, reply).read_bytes()
+    object_of(folder, reply).unlink()
+    assert any("is missing" in said for said in failing(folder))
+    object_of(folder, reply).write_bytes(body)
+    object_of(folder, part).unlink()
+    build.rebuild(folder, incident)
+    assert failing(folder) == []
+
+
+def test_without_the_store_a_case_says_what_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    incident, home = files(tmp_path)
+    folder = collect(incident, home)
+    monkeypatch.delenv(store.VARIABLE)
+    with pytest.raises(EvidenceError, match="in an object store, as files-1/") as caught:
+        open_case(folder)
+    assert f"export {store.VARIABLE}=" in caught.value.next_step
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"name": "../other"}', '{"name": "s3://theirs/x"}', '{"name": ""}', '{"name": 7}', "[]", "{",
+     "[" * 100_000],
+    ids=lambda text: text[:20],
+)  # fmt: skip
+def test_a_case_cannot_lead_out_of_the_store(tmp_path: Path, content: str) -> None:
+    incident, home = files(tmp_path)
+    folder = collect(incident, home)
+    (folder / store.FILE).write_text(content)
+    with pytest.raises(EvidenceError, match=r"store.json of files-1 cannot be read"):
+        open_case(folder)
+
+
+@pytest.mark.parametrize("url", ["nothing://x", "evidence", "nothing::s3://x"])
+def test_a_store_that_is_none_is_refused_in_words(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(store.VARIABLE, url)
+    incident, home = files(tmp_path)
+    with pytest.raises(ParametersError, match="names no store"):
+        collect(incident, home)
+
+
+def test_a_store_that_does_not_answer_costs_nothing_and_the_next_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    incident, home = files(tmp_path)
+    lost: list[Capture] = []
+
+    def lose(capture: Capture) -> None:
+        lost.append(capture)
+
+    def refused(request: Handler, before: int) -> None:
+        request.send_response(403)
+        request.send_header("Content-Length", "0")
+        request.end_headers()
+
+    with fake(refused) as broken, pytest.MonkeyPatch.context() as away:
+        away.setenv("AWS_ENDPOINT_URL", broken.url)
+        cast(Any, store.store()).fs.clear_instance_cache()
+        with pytest.raises(EvidenceError, match="files-1 cannot be written"):
+            collect(incident, home, lose)
+    assert not (home / "incidents" / "files-1").exists()
+    cast(Any, store.store()).fs.clear_instance_cache()
+    folder = collect(incident, home)
+    assert failing(folder) == []
+
+
+def test_a_place_that_is_taken_is_not_written_to(tmp_path: Path) -> None:
+    incident, home = files(tmp_path)
+    collect(incident, home)
+    shutil.rmtree(home / "incidents" / "files-1")
+    with pytest.raises(EvidenceError, match="holds something already"):
+        collect(incident, home)
+
+
+def test_an_interrupted_collection_is_taken_up_where_it_was(tmp_path: Path) -> None:
+    incident, home = files(tmp_path)
+
+    def stop(capture: Capture) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect(incident, home, stop)
+    partial = home / "incidents" / ".files-1.collecting"
+    kept = manifest.bulk_paths(partial, "raw")
+    assert len(kept) == 1 and (partial / store.FILE).exists()
+    folder = collect(incident, home)
+    assert set(kept) < set(manifest.bulk_paths(folder, "raw")) and failing(folder) == []
+
+
+def test_a_case_of_a_folder_stays_there(here: World, tmp_path: Path) -> None:
+    home = here.project(tmp_path / "home")
+    folder = home / "incidents" / here.case.name
+    assert store.place_of(folder) == folder
+    assert failing(folder, recompute=False) == []
