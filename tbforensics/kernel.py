@@ -107,12 +107,13 @@ def _wait(reader: int, writer: int) -> None:
 
 
 def _draw() -> None:
-    """A first chart sets up the engine that draws; nobody sees this one."""
+    """Set up pandas, and by a first chart the engine that draws; nobody sees this one."""
     import pandas as pd
 
     from tbforensics import charts
     from tbforensics.report_page.chart_json import mimebundle
 
+    pd.set_option("display.max_columns", 20)  # as where pandas finds that it is in a kernel
     index = pd.date_range("2026-01-01", periods=2, freq="min", tz="UTC")
     mimebundle(charts.line(pd.Series([0.0, 1.0], index=index), unit="", title="").to_dict())
 

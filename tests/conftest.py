@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 # A file is tested by one process; what takes longest goes first, so that none ends alone.
 LONGEST = (
     "test_torture", "test_notebooks", "test_redact", "test_publish", "test_batch", "test_kernel",
-    "test_determinism", "test_subsidy_spike", "test_collect", "test_cluster", "test_case",
+    "test_subsidy_spike", "test_collect", "test_cluster", "test_store", "test_case",
 )  # fmt: skip
 EXAMPLE = ROOT / "incidents" / "example-quic-failure"
 

@@ -539,7 +539,7 @@ def test_a_rebuild_that_dies_leaves_the_old_evidence(
 ) -> None:
     before, incident = parts(sealed), open_case(sealed).incident
     with monkeypatch.context() as patched:
-        patched.setattr(making, "build", lambda *_: 1 / 0)
+        patched.setattr(making, "build", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             rebuild(sealed, incident)
     assert parts(sealed) == before

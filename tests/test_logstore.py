@@ -556,7 +556,7 @@ def test_reading_leaves_nothing_beside_a_database(tmp_path: Path, in_batches: bo
 
 
 def test_a_column_that_would_compute_something_is_not_read(tmp_path: Path) -> None:
-    bomb = "printf('%.*c', 900000000, 'x')"
+    bomb = "printf('%.*c', 9000000, 'x')"
     with closing(sqlite3.connect(tmp_path / "s.db")) as database:
         database.execute(f"CREATE TABLE logs (timestamp, message, level AS ({bomb}))")
         database.execute(f"INSERT INTO logs (timestamp, message) VALUES ({T}, 'm')")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,6 +32,8 @@ from tbforensics.publish import notebook_of, publish
 
 ID = str(scenario.PARAMETERS["incident_id"])
 MAIN = "from tbforensics.cli import main; main()"
+STAMP = re.compile(r"Printed at \S+Z\.")
+OUTPUTS = ("findings.json", "report.ipynb", "report.html")
 SECRETS = ("canary-password-93f1", "canary-token-5b7c", "canary-passphrase-d2e8")
 
 
@@ -119,6 +123,32 @@ def test_nothing_that_is_written_holds_a_secret_a_user_or_a_path_of_the_machine(
         found = [word for word in words if word in text]
         assert not found, f"{path.relative_to(published.folder)} holds {found}"
     assert not [secret for secret in SECRETS if secret in published.said]
+
+
+def test_what_papermill_notes_of_a_machine_is_not_in_the_case(published: Published) -> None:
+    words = ['"input_path":', '"output_path":', '"start_time":', '"end_time":', "/site-packages/"]
+    words += [node for node in [platform.node()] if len(node) > 5]  # "vm" is a word of many
+    for name in (*OUTPUTS, "manifest.json", "parameters.yaml", "custody.jsonl"):
+        text = (published.folder / name).read_text()
+        assert [word for word in words if word in text] == [], name
+
+
+def test_the_same_case_printed_elsewhere_is_the_same_byte_for_byte_but_for_its_stamp(
+    published: Published, tmp_path: Path
+) -> None:
+    home = tmp_path / "another-one"
+    folder = home / "incidents" / ID
+    shutil.copytree(published.folder, folder)
+    for name in OUTPUTS:
+        (folder / name).unlink()
+    case = open_case(folder)
+    case.record_findings()
+    assert publish(case, home) == ""
+    case.evidence.close()
+    for name in OUTPUTS:
+        first, second = ((at / name).read_text() for at in (published.folder, folder))
+        assert len(STAMP.findall(first)) == (name == "report.html")
+        assert STAMP.sub("", first) == STAMP.sub("", second), name
 
 
 def test_the_custody_log_names_who_acted_as_they_wish_to_be_named(published: Published) -> None:

@@ -127,11 +127,11 @@ SERVED = (
     Served(
         "200 with HTML", "a login page for every question",
         net.always(net.says("<html>log in</html>", Content_Type="text/html")),
-        "HTML in place of JSON", quick=True,
+        "HTML in place of JSON",
     ),
     Served(
         "truncated", "the length fits what is sent", net.on(WHOLE, net.shortened),
-        "the reply ends within a frame", quick=True,
+        "the reply ends within a frame",
     ),
     Served(
         "truncated JSON", "a server without remote read; the length fits what is sent",
@@ -151,7 +151,7 @@ SERVED = (
     ),
     Served(
         "429, no Retry-After", "always", net.always(net.says("slow down", 429)),
-        "HTTP 429", most=8, quick=True,
+        "HTTP 429", most=8,
     ),
     Served(
         "429, Retry-After: a year", "always: waits no longer than its own limit",

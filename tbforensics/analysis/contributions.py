@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 from tbforensics.analysis.signals import Floats, Label, as_frame, lag_one
 
@@ -156,7 +156,7 @@ def _binomial(hits: float, trials: float, chance: float) -> float:
     n = round(trials)
     if n <= 0 or not 0.0 < chance < 1.0:
         return 1.0
-    return float(stats.binomtest(min(max(round(hits), 0), n), n, chance).pvalue)
+    return float(scipy.stats.binomtest(min(max(round(hits), 0), n), n, chance).pvalue)
 
 
 def _apart(
@@ -176,8 +176,8 @@ def _apart(
         return _binomial(own_w / inflation, trials, rows_w / (rows_b + rows_w))
     table = np.array([[own_b, own_w], [rest_b, rest_w]]) / inflation
     if table.min() >= 5:
-        return float(stats.chi2_contingency(table, correction=True).pvalue)
-    return float(stats.fisher_exact(np.round(table).astype(int)).pvalue)
+        return float(scipy.stats.chi2_contingency(table, correction=True).pvalue)
+    return float(scipy.stats.fisher_exact(np.round(table).astype(int)).pvalue)
 
 
 def _holm(p_values: Sequence[float]) -> Floats:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 from tbforensics.analysis.signals import (
     Floats,
@@ -128,15 +128,15 @@ def _count_effect(calm: Floats, upset: Floats) -> EffectSize:
     hits, trials = x_w / inflation, (x_w + x_b) / inflation
     tail = (1 - CONFIDENCE) / 2
     # Clopper and Pearson's limits as beta quantiles, which accept the divided counts.
-    low = float(stats.beta.ppf(tail, hits, trials - hits + 1)) if hits > 0 else 0.0
-    high = float(stats.beta.ppf(1 - tail, hits + 1, trials - hits)) if x_b > 0 else 1.0
+    low = float(scipy.stats.beta.ppf(tail, hits, trials - hits + 1)) if hits > 0 else 0.0
+    high = float(scipy.stats.beta.ppf(1 - tail, hits + 1, trials - hits)) if x_b > 0 else 1.0
     limits = (_odds(low) * rows_b / rows_w, _odds(high) * rows_b / rows_w)
-    spread = stats.norm.ppf(1 - tail) * math.sqrt(
+    spread = scipy.stats.norm.ppf(1 - tail) * math.sqrt(
         inflation * (max(x_b, 1.0) / rows_b**2 + max(x_w, 1.0) / rows_w**2)
     )
     n = round(trials)
     chance = rows_w / (rows_b + rows_w)
-    p_value = float(stats.binomtest(min(round(hits), n), n, chance).pvalue) if n else 1.0
+    p_value = float(scipy.stats.binomtest(min(round(hits), n), n, chance).pvalue) if n else 1.0
     note = "" if x_b > 0 else "the baseline counted nothing: there is no ratio to give"
     difference = rate_w - rate_b
     return EffectSize(
@@ -179,7 +179,7 @@ def _gauge_effect(calm: Floats, upset: Floats) -> EffectSize:
         ratio_limits = np.quantile(boot_w / np.where(boot_b > 0, boot_b, np.nan), tails)
     thin = _independent(calm), _independent(upset)
     distinct = np.ptp(np.concatenate(thin)) > 0
-    p_value = float(stats.mannwhitneyu(*thin).pvalue) if distinct else 1.0
+    p_value = float(scipy.stats.mannwhitneyu(*thin).pvalue) if distinct else 1.0
     return EffectSize(
         ratio=ratio,
         ratio_interval=(float(ratio_limits[0]), float(ratio_limits[1])),
@@ -243,7 +243,7 @@ def _histogram_effect(frame: pd.DataFrame, window: Any, baseline: Any, kind: Kin
     resolved = [(q, b, w) for q, b, w in quantiles if math.isfinite(b) and math.isfinite(w)]
     table = np.vstack([calm.sum(axis=0), upset.sum(axis=0)])
     table = table[:, table.sum(axis=0) > 0]
-    p_value = float(stats.chi2_contingency(table).pvalue) if table.shape[1] > 1 else 1.0
+    p_value = float(scipy.stats.chi2_contingency(table).pvalue) if table.shape[1] > 1 else 1.0
     missing = [q for q, b, w in quantiles if not (math.isfinite(b) and math.isfinite(w))]
     note = ""
     if missing:

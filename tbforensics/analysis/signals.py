@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import scipy
 from numpy.typing import NDArray
-from scipy.ndimage import median_filter, uniform_filter1d
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
@@ -206,7 +206,7 @@ def without_spikes(values: Floats, width: int = 5, limit: float = 5.0) -> Floats
     """
     if len(values) < width:
         return values
-    middle = median_filter(values, size=width, mode="mirror")
+    middle = scipy.ndimage.median_filter(values, size=width, mode="mirror")
     away = values - middle
     sd = robust_sd(away)
     return np.where(np.abs(away) > limit * sd, middle, values) if sd > 0 else values
@@ -260,12 +260,12 @@ def without_season(values: Floats, lag: int) -> Floats:
         return values
     n = len(values)
     phase = np.arange(n) % lag
-    swing = values - median_filter(values, size=2 * (lag // 2) + 1, mode="nearest")
+    swing = values - scipy.ndimage.median_filter(values, size=2 * (lag // 2) + 1, mode="nearest")
     whole = (np.arange(n) >= lag // 2) & (np.arange(n) < n - lag // 2)  # a level needs its period
     typical = np.array([np.median(swing[whole & (phase == p)]) for p in range(lag)])
     season = (typical - typical.mean())[phase]
-    power = uniform_filter1d(season * season * whole, 4 * lag + 1, mode="constant")
-    height = uniform_filter1d(swing * season * whole, 4 * lag + 1, mode="constant")
+    power = scipy.ndimage.uniform_filter1d(season * season * whole, 4 * lag + 1, mode="constant")
+    height = scipy.ndimage.uniform_filter1d(swing * season * whole, 4 * lag + 1, mode="constant")
     season = season * np.maximum(height / np.maximum(power, 1e-300), 0.0)
     if (swing - season)[whole].var() >= (1 - SEASON_STRENGTH) * swing[whole].var():
         return values
