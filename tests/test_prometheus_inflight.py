@@ -207,6 +207,25 @@ def test_a_server_that_falls_silent_is_asked_no_more_than_by_one_who_waits(tmp_p
     assert {c.query for c in lost} >= {"m", "n", "up"}
 
 
+def test_a_query_that_hangs_is_left_alone_though_others_are_answered_in_between() -> None:
+    """With two questions in flight, which one ends first is anybody's guess."""
+    pace = Pace()
+
+    def heard(query: str, error: str = "") -> None:
+        status, sha256 = (None, None) if error else (200, "0" * 64)
+        pace.heard(Capture("main", query, "samples", {}, NOON, WINDOW, status, sha256, error=error))
+
+    for _ in range(3):
+        assert not pace.left_alone("slow")
+        heard("slow", "no answer within the time allowed")
+        heard("quick")
+    why = "no answer to 3 parts of this query: no answer within the time allowed"
+    assert why in pace.left_alone("slow")
+    assert not pace.left_alone("quick") and not pace.left_alone("new")
+    heard("slow")
+    assert not pace.left_alone("slow"), "it has answered since"
+
+
 def test_the_turn_goes_to_what_comes_first_in_the_plan() -> None:
     pace, order, ready = Pace(at_once=1), list[int](), threading.Event()
 

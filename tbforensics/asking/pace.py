@@ -32,6 +32,7 @@ class Pace:
         self._turns = threading.Condition()
         self._silences: list[str] = []  # names of the queries that had no answer, in a row
         self._silence = ""
+        self._parts: dict[str, list[str]] = {}  # the same of each query: why, part after part
 
     def at_most(self, questions: int) -> None:
         with self._turns:
@@ -64,21 +65,21 @@ class Pace:
         with self._turns:
             self._silences = [*self._silences, capture.query] if silent(capture) else []
             self._silence = capture.error
+            before = self._parts.get(capture.query, [])
+            self._parts[capture.query] = [*before, capture.error] if silent(capture) else []
             if too_much(capture) or capture.status in (429, 503) or _asked_to_wait(capture):
                 self._at_once = 1
 
     def left_alone(self, name: str) -> str:
         """Why this is not asked. One query that is too much for a server does not cost the rest."""
         with self._turns:
-            if len(self._silences) < _SILENCES:
-                return ""
-            if len(set(self._silences)) > 1:
-                what = f"the last {_SILENCES} questions"
-            elif name in self._silences:
-                what = f"{_SILENCES} parts of this query"
+            if len(self._silences) >= _SILENCES and len(set(self._silences)) > 1:
+                what, why = f"the last {_SILENCES} questions", self._silence
+            elif len(parts := self._parts.get(name, [])) >= _SILENCES:
+                what, why = f"{_SILENCES} parts of this query", parts[-1]
             else:
                 return ""
-            return f"the server gave no answer to {what}: {self._silence}"
+            return f"the server gave no answer to {what}: {why}"
 
 
 def too_much(capture: Capture) -> bool:
