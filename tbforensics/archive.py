@@ -15,7 +15,6 @@ import hashlib
 import io
 import json
 import os
-import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -58,10 +57,7 @@ class Archive:
         """
         digest, length = hashlib.sha256(), 0
         try:
-            here = None if store.is_remote(self.raw) else self.raw
-            if here:
-                here.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=here, prefix=".arriving-")
+            handle, temporary = store.temporary(self.raw, ".arriving-", parents=True)
         except OSError as error:
             raise _unwritable(error) from None
         try:
@@ -75,10 +71,10 @@ class Archive:
                         compressed.write(chunk)
                 file.flush()
                 os.fsync(file.fileno())
-            Path(temporary).chmod(0o644)
-            store.put(Path(temporary), self.path_of(digest.hexdigest()))
+            temporary.chmod(0o644)
+            store.put(temporary, self.path_of(digest.hexdigest()))
         except BaseException as error:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             if isinstance(error, _NotArrived):
                 raise error.reason from None
             if isinstance(error, OSError):

@@ -138,6 +138,7 @@ def _seen(mark: Path) -> tuple[str, bool]:
     """Runs on a worker."""
     try:
         with store.answering(mark):
-            return manifest.tool_version(), mark.exists()
+            sees = mark.exists()
     except OSError:
-        return manifest.tool_version(), False
+        sees = False
+    return manifest.tool_version(), sees

@@ -21,7 +21,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
@@ -230,14 +229,11 @@ def _distinct(series: pa.Table) -> pa.Table:
 
 
 def _begun(place: Path, table: str) -> tuple[Path, pq.ParquetWriter]:
-    making = None if store.is_remote(place) else place / MAKING
-    if making:
-        # No parents: a worker that was thought dead may come to a folder that is sealed by now.
-        making.mkdir(exist_ok=True)
-    handle, path = tempfile.mkstemp(dir=making)
+    # No parents: a worker that was thought dead may come to a folder that is sealed by now.
+    handle, path = store.temporary(place / MAKING, "part-")
     os.close(handle)
-    Path(path).chmod(0o644)
-    return Path(path), _parquet(Path(path), table)
+    path.chmod(0o644)
+    return path, _parquet(path, table)
 
 
 def _put(path: Path, place: Path, table: str, name: str) -> None:
@@ -366,7 +362,9 @@ class Evidence:
 
     def __init__(self, folder: Path) -> None:
         place = store.place_of(folder)
-        self._place = place = place if store.is_remote(place) else place.resolve()
+        if not store.is_remote(place):
+            place = place.resolve()
+        self._place = place
         self._connection = duckdb.connect()
         root = _reaching(self._connection, place) or f"{place}/"
         self._connection.execute("SET TimeZone = 'UTC'")

@@ -80,11 +80,12 @@ def export(folder: Path, parcel: Path) -> tuple[str, bool]:
     if parcel.exists():
         raise EvidenceError(f"{parcel.name} is there already", next_step="name another file")
     log = _log(folder)
-    named = {name: _path(folder, name) for name in _names(folder)}
+    bulk = store.place_of(folder)  # in a parcel it is with the rest
+    named = {name: (bulk if "/" in name else folder) / name for name in _names(folder)}
     temporary = parcel.with_name(f".{parcel.name}.{os.getpid()}")
     try:
         with zipfile.ZipFile(temporary, "x", zipfile.ZIP_STORED) as archive:
-            small = {"custody.jsonl": log, CRATE: _crate(folder, sorted(named), log)}
+            small = {"custody.jsonl": log, CRATE: _crate(folder, named, log)}
             for name in sorted({*named, *small}):
                 _put(archive, name, small.get(name), named.get(name))
         temporary.replace(parcel)
@@ -103,11 +104,6 @@ def _names(folder: Path) -> list[str]:
             next_step="this is a bug of ours; please report it",
         )
     return found
-
-
-def _path(folder: Path, name: str) -> Path:
-    """Replies and evidence may be in a store; in a parcel they are with the rest."""
-    return (store.place_of(folder) if "/" in name else folder) / name
 
 
 def _log(folder: Path) -> bytes:
@@ -145,8 +141,9 @@ def _noted(folder: Path, sha256: str) -> bool:
 # --- what the parcel says about itself -----------------------------------------------------
 
 
-def _crate(folder: Path, names: Sequence[str], log: bytes) -> bytes:
+def _crate(folder: Path, named: Mapping[str, Path], log: bytes) -> bytes:
     """RO-Crate 1.1 with the Process Run Crate profile: which act made which files, with what."""
+    names = sorted(named)
     sealed = json.loads((folder / "manifest.json").read_bytes())
     incident = read_parameters(folder / "parameters.yaml")
     acts = [json.loads(line) for line in log.splitlines()]
@@ -204,7 +201,7 @@ def _crate(folder: Path, names: Sequence[str], log: bytes) -> bytes:
         ),
         *({"@id": i, "@type": "Person", "name": name} for i, name in sorted(people.items())),
         *runs,
-        *(_file(folder, name, log) for name in names),
+        *(_file(name, named[name], log) for name in names),
     ]
     context = ["https://w3id.org/ro/crate/1.1/context", {"sha256": "https://schema.org/sha256"}]
     return manifest.canonical({"@context": context, "@graph": graph})
@@ -240,8 +237,7 @@ def _slug(name: str) -> str:
     return "by-" + (re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-") or "somebody")
 
 
-def _file(folder: Path, name: str, log: bytes) -> dict[str, Json]:
-    path = _path(folder, name)
+def _file(name: str, path: Path, log: bytes) -> dict[str, Json]:
     own = name == "custody.jsonl"
     return {
         "@id": name,

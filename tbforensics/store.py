@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,10 +78,11 @@ def begin(folder: Path, name: str) -> None:
 
     Errors: EvidenceError when something is there already, or nobody answers.
     """
-    if (root := store()) is None or (folder / FILE).exists() or any(folder.glob("captures.jsonl")):
+    begun = (folder / FILE).exists() or (folder / "captures.jsonl").exists()
+    if begun or (root := store()) is None:
         return
     with answering(root):
-        taken = any((root / name).iterdir()) if (root / name).is_dir() else False
+        taken = (root / name).is_dir() and any((root / name).iterdir())
     if taken:
         raise EvidenceError(
             f"{root / name} holds something already",
@@ -91,6 +93,19 @@ def begin(folder: Path, name: str) -> None:
 
 def is_remote(path: Path) -> bool:
     return not isinstance(path, Path)
+
+
+def temporary(folder: Path, prefix: str, *, parents: bool = False) -> tuple[int, Path]:
+    """An open file of this machine, for what is to be `put` below a folder; beside it on a disk.
+
+    parents: make the folders above it, too, where they are missing.
+    """
+    if is_remote(folder):
+        handle, path = tempfile.mkstemp(prefix=prefix)
+    else:
+        folder.mkdir(parents=parents, exist_ok=True)
+        handle, path = tempfile.mkstemp(prefix=prefix, dir=folder)
+    return handle, Path(path)
 
 
 def put(file: Path, target: Path) -> None:

@@ -2,73 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from collected import World, world
-from conftest import ROOT
+from dask_cluster import Cluster, rows_of
 
-from tbforensics import cluster, manifest, parameters, store
+from tbforensics import cluster, parameters
 from tbforensics.case import open_case, prove
 from tbforensics.collect import collect
 from tbforensics.errors import ParametersError
 from tbforensics.model import Capture
-
-
-def command(module: str, *words: str | Path, **environment: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", f"distributed.cli.{module}", *map(str, words)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-    )
-
-
-class Cluster:
-    """address: of the scheduler. workers: their processes, of one thread each."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._told = folder / "scheduler.json"
-        self.scheduler = command(
-            "dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
-            "--scheduler-file", self._told,
-        )  # fmt: skip
-        while not self._told.exists():
-            time.sleep(0.05)
-            assert self.scheduler.poll() is None
-        self.address = cluster_address(self._told)
-        self.workers: list[subprocess.Popen[bytes]] = []
-
-    def start(self, count: int, **environment: str) -> None:
-        self.workers += [
-            command(
-                "dask_worker", self.address, "--nthreads", "1", "--no-nanny", "--no-dashboard",
-                "--local-directory", self._folder, **environment,
-            )
-            for _ in range(count)
-        ]  # fmt: skip
-
-    def stop(self) -> None:
-        for process in (*self.workers, self.scheduler):
-            process.kill()
-            process.wait()
-
-
-def cluster_address(told: Path) -> str:
-    while True:
-        try:
-            return str(json.loads(told.read_text())["address"])
-        except ValueError:
-            time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -86,15 +35,6 @@ def home_of(folder: Path, here: World) -> Path:
     return folder
 
 
-def rows_of(case: Path) -> dict[str, str]:
-    """What was asked of servers at other times is the same but for snapshots."""
-    return {
-        path: manifest.sha256_of(store.place_of(case) / path)
-        for path in manifest.part_paths(case)
-        if "/snapshots/" not in path
-    }
-
-
 def test_a_cluster_that_cannot_do_the_work_is_told_before_anything_is_asked(
     dask: Cluster, tmp_path: Path
 ) -> None:
@@ -110,14 +50,8 @@ def test_workers_give_the_rows_of_one_process_though_one_of_them_dies(
     here = world()
     dask.start(2)
     home, seen = home_of(tmp_path / "home", here), list[Capture]()
-
-    def kill_one(capture: Capture) -> None:
-        seen.append(capture)
-        if len(seen) == 20:
-            dask.workers[0].kill()
-
     with cluster.workers(dask.address, home) as pool:
-        folder = collect(here.incident(), home, kill_one, pool)
+        folder = collect(here.incident(), home, dask.losing_one(seen), pool)
         assert dask.workers[0].wait(10) == -signal.SIGKILL
         assert [check for check in prove(folder, recompute=True) if not check.holds] == []
         assert rows_of(folder) == rows_of(here.case)

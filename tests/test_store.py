@@ -14,8 +14,8 @@ from typing import Any, cast
 import object_store
 import pytest
 from collected import World, world
+from dask_cluster import Cluster, rows_of
 from http_fake import Handler, fake
-from test_cluster import Cluster, rows_of
 
 from tbforensics import build, cluster, manifest, parameters, parcel, store
 from tbforensics.case import open_case, prove
@@ -118,15 +118,9 @@ def test_workers_that_share_a_store_give_the_rows_of_one_process_though_one_dies
     dask = Cluster(tmp_path)
     try:
         dask.start(2)
-        home, seen = here.project(tmp_path / "home", case=False), list[Capture]()
-
-        def kill_one(capture: Capture) -> None:
-            seen.append(capture)
-            if len(seen) == 20:
-                dask.workers[0].kill()
-
+        home = here.project(tmp_path / "home", case=False)
         with cluster.workers(dask.address, home) as pool:
-            folder = collect(here.incident(), home, kill_one, pool)
+            folder = collect(here.incident(), home, dask.losing_one([]), pool)
             assert not (folder / "raw").exists() and not (folder / "evidence").exists()
             case, alone = open_case(folder), open_case(here.case)
             each = "SELECT sid, count(*) AS n FROM part GROUP BY sid"
@@ -218,10 +212,6 @@ def test_a_store_that_does_not_answer_costs_nothing_and_the_next_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     incident, home = files(tmp_path)
-    lost: list[Capture] = []
-
-    def lose(capture: Capture) -> None:
-        lost.append(capture)
 
     def refused(request: Handler, before: int) -> None:
         request.send_response(403)
@@ -232,7 +222,7 @@ def test_a_store_that_does_not_answer_costs_nothing_and_the_next_run_goes_on(
         away.setenv("AWS_ENDPOINT_URL", broken.url)
         cast(Any, store.store()).fs.clear_instance_cache()
         with pytest.raises(EvidenceError, match="files-1 cannot be written"):
-            collect(incident, home, lose)
+            collect(incident, home)
     assert not (home / "incidents" / "files-1").exists()
     cast(Any, store.store()).fs.clear_instance_cache()
     folder = collect(incident, home)

@@ -12,7 +12,7 @@ from typing import TypeVar
 from tbforensics.wire import Stopped
 
 T = TypeVar("T")
-_GLANCE_S = 0.2  # how soon a stop is seen that no answer tells of
+GLANCE_S = 0.2  # how soon a stop is seen that no answer tells of
 
 
 def in_order(
@@ -64,4 +64,4 @@ def _first(ahead: deque[Future[T]], stopped: threading.Event) -> T:
                 raise failure
         if ahead[0].done():
             return ahead.popleft().result()
-        wait([f for f in ahead if not f.done()], _GLANCE_S, FIRST_COMPLETED)
+        wait([f for f in ahead if not f.done()], GLANCE_S, FIRST_COMPLETED)

@@ -30,9 +30,8 @@ class Pace:
         self._at_once, self._in_hand = at_once, 0
         self._waiting: set[int] = set()
         self._turns = threading.Condition()
-        self._silences: list[str] = []  # names of the queries that had no answer, in a row
-        self._silence = ""
-        self._parts: dict[str, list[str]] = {}  # the same of each query: why, part after part
+        self._silences: list[Capture] = []  # in a row, whatever was asked
+        self._parts: dict[str, list[Capture]] = {}  # the same of each query by itself
 
     def at_most(self, questions: int) -> None:
         with self._turns:
@@ -63,20 +62,23 @@ class Pace:
     def heard(self, capture: Capture) -> None:
         """What became of a question."""
         with self._turns:
-            self._silences = [*self._silences, capture.query] if silent(capture) else []
-            self._silence = capture.error
-            before = self._parts.get(capture.query, [])
-            self._parts[capture.query] = [*before, capture.error] if silent(capture) else []
+            if silent(capture):
+                self._silences.append(capture)
+                self._parts.setdefault(capture.query, []).append(capture)
+            else:
+                self._silences.clear()
+                self._parts.pop(capture.query, None)
             if too_much(capture) or capture.status in (429, 503) or _asked_to_wait(capture):
                 self._at_once = 1
 
     def left_alone(self, name: str) -> str:
         """Why this is not asked. One query that is too much for a server does not cost the rest."""
         with self._turns:
-            if len(self._silences) >= _SILENCES and len(set(self._silences)) > 1:
-                what, why = f"the last {_SILENCES} questions", self._silence
-            elif len(parts := self._parts.get(name, [])) >= _SILENCES:
-                what, why = f"{_SILENCES} parts of this query", parts[-1]
+            last, parts = self._silences, self._parts.get(name, [])
+            if len(last) >= _SILENCES and len({capture.query for capture in last}) > 1:
+                what, why = f"the last {_SILENCES} questions", last[-1].error
+            elif len(parts) >= _SILENCES:
+                what, why = f"{_SILENCES} parts of this query", parts[-1].error
             else:
                 return ""
             return f"the server gave no answer to {what}: {why}"

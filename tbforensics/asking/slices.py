@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
+from tbforensics.asking.inflight import GLANCE_S
 from tbforensics.asking.pace import too_much
 from tbforensics.model import Capture, Incident
 from tbforensics.promql import text as promql
@@ -20,7 +21,6 @@ _LONGEST = 12  # slices in one, where remote read finds little in each
 _ENOUGH_BYTES = 8 << 20  # of a reply by remote read; more at once gains nothing
 _SMALLEST_PART = 64  # of a slice, before its refusal is taken as final
 _EARLY = 2  # questions whose first slices come before the rest of another
-_GLANCE_S = 0.2
 _SMALL_REFUSALS = 3  # final ones in a row, before the rest of a query is not asked any more
 
 
@@ -90,7 +90,7 @@ class Portion:
 
     def told(self, stopped: threading.Event) -> int:
         """The length that the first slice led to, once that is done. Errors: Stopped."""
-        while not self._told.wait(_GLANCE_S):
+        while not self._told.wait(GLANCE_S):
             if stopped.is_set():
                 raise Stopped
         return self._told_ms

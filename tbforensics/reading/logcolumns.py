@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -69,7 +68,6 @@ def of_texts(name: str, texts: pa.Array) -> pa.Array:
     return pc.if_else(empty, None, texts) if pc.any(empty).as_py() else texts
 
 
-@lru_cache(maxsize=4096)
 def _peer(text: str) -> str | None:
     return peer_of(text) if text else None
 

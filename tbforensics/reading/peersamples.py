@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple, TypeGuard
 
@@ -82,11 +81,6 @@ def _posted(item: Json, place: int) -> Sample | LineError:
         return error
 
 
-@lru_cache(maxsize=4096)  # a thousand peers, each of them in every sample
-def _peer_hex(text: str) -> str | None:
-    return theblock.peer_hex(text)
-
-
 def _value(metrics: dict[str, Json], peer: str, second: int | None) -> dict[str, Json]:
     """One sample as it is kept.
 
@@ -108,12 +102,12 @@ def _value(metrics: dict[str, Json], peer: str, second: int | None) -> dict[str,
         except TypeError:
             raise LineError("counts by reason that are no numbers") from None
     value: dict[str, Json] = {
-        "peer": _peer_hex(peer) or peer,
+        "peer": theblock.peer_hex(peer) or peer,
         "what": what,
         "sample": sample,
     }
     if isinstance(new_key := metrics.get("key_rotation"), str):
-        value.update(what="rotation", new_key=_peer_hex(new_key) or new_key)
+        value.update(what="rotation", new_key=theblock.peer_hex(new_key) or new_key)
     signs, tells = _signs(metrics, second) if second is not None else ([], True)
     return {**value, "summed": bool(signs) if tells else None, "why": signs}
 
