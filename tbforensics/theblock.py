@@ -17,7 +17,8 @@ from blake3 import blake3
 
 from tbforensics.model import Json
 
-_HEX_KEY = re.compile(r"[0-9a-fA-F]{64}")
+_HEX_DIGITS = 64
+_HEX_KEY = re.compile(rf"[0-9a-fA-F]{{{_HEX_DIGITS}}}")
 _LONGEST_BASE58 = 50  # 36 bytes never take more digits
 _CHECKSUM_BYTES = 4
 
@@ -25,13 +26,17 @@ _CHECKSUM_BYTES = 4
 # --- peer ids ----------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=65_536)
 def peer_hex(text: str) -> str | None:
     """The 64 hex digits of a peer's key, from either spelling; None for anything else.
 
     Metrics, `net.quic_stats` and log lines spell a peer in hex; handshake failures, peer
     statistics and the aggregator in base58 of the key and the first 4 bytes of its BLAKE3.
     """
+    return _peer_hex(text) if len(text) <= _HEX_DIGITS else None
+
+
+@lru_cache(maxsize=65_536)
+def _peer_hex(text: str) -> str | None:
     if _HEX_KEY.fullmatch(text):
         return text.lower()
     if not 0 < len(text) <= _LONGEST_BASE58:
