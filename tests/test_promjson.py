@@ -122,6 +122,43 @@ def test_the_fast_and_the_slow_way_agree():
     assert samples(spaced) == samples(tight)
 
 
+WRONG = st.sampled_from(
+    ["", *'[],"', "][", '""', ",,", "1", "-", " ", "infinity", "nan(1)", "\u0661"]
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from(["1", "22.5", "1e3", "NaN"]), min_size=1), min_size=1),
+    st.lists(st.tuples(st.floats(0, 1), st.integers(0, 3), WRONG), max_size=2),
+)
+@example([["1"]], [(0.01, 4, ""), (0.5, 0, '"')])  # one mark serves two, another stands elsewhere
+@example([["1"]], [(0.5, 0, '",1,"')])
+def test_the_fast_way_reads_what_the_slow_way_reads_whole_and_nothing_else(found, wrong):
+    texts = [",".join(f'[{n},"{value}"]' for n, value in enumerate(one)) for one in found]
+    for place, (at, gone, put) in enumerate(wrong):
+        text = texts[place % len(texts)]
+        start = round(at * len(text))
+        texts[place % len(texts)] = text[:start] + put + text[start + gone :]
+    items = [promjson.Item({}, text.encode()) for text in texts if text]
+    broken: list[promjson.Broken] = []
+    slow = [promjson._slow(item, broken) for item in items]
+    fast = promjson._fast([item.text for item in items]) if items else None
+    assert fast is None or (
+        not broken
+        and fast[0].tolist() == [n for one in slow for n in one[0]]
+        and fast[1].tolist() == [ms for one in slow for ms in one[1]]
+        and [bits(v) for v in fast[2]] == [bits(v) for one in slow for v in one[2]]
+    )
+    assert fast is not None or wrong
+
+
+def test_halves_of_a_sample_in_two_series_are_no_sample():
+    body = matrix('{"metric":{"a":"1"},"values":[[1]]}', '{"metric":{"a":"2"},"values":[["2"]]}')
+    assert not parsed(body)["samples"]
+    assert promjson._fast([b"[1", b'"2"]']) is None
+
+
 def test_the_same_bytes_give_the_same_rows():
     body = matrix(*(item({"i": str(n)}, [(T0 + n, n)]) for n in range(50)))
     assert parsed(body) == parsed(body)

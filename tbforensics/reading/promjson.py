@@ -56,7 +56,7 @@ class Item:
     """One series of a reply: its labels, the text of its samples, its native histograms."""
 
     labels: Mapping[str, str]
-    text: bytes = b""  # `[time,"value"],[time,"value"]`, or what stands in its place
+    text: bytes | memoryview = b""  # `[time,"value"],[time,"value"]`, or what stands in its place
     offset: int = -1
     histograms: tuple[Json, ...] = ()
 
@@ -131,24 +131,18 @@ def numbers(items: Sequence[Item]) -> tuple[Ints, Ints, Floats, list[Broken]]:
     """
     places, times, values = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0)]
     broken: list[Broken] = []
+
+    def add(first: int, counts: Ints, moments: Ints, readings: Floats) -> None:
+        places.append(np.repeat(np.arange(first, first + len(counts)), counts))
+        times.append(moments)
+        values.append(readings)
+
     for first, last in _batches(items):
-        batch = items[first:last]
-        # Joined, two halves of a sample from two series would look whole.
-        whole = all(item.text[:1] == b"[" and item.text[-1:] == b"]" for item in batch)
-        columns = _fast(b",".join(item.text for item in batch)) if whole else None
-        if columns is not None:
-            counts = [item.text.count(b"],") + 1 for item in batch]
-            places.append(np.repeat(np.arange(first, last), counts))
-            times.append(columns[0])
-            values.append(columns[1])
+        if together := _fast([item.text for item in items[first:last]]):
+            add(first, *together)
             continue
-        for place, item in enumerate(batch, first):
-            columns = _fast(item.text)
-            if columns is None:
-                columns = _slow(item, broken)
-            places.append(np.full(len(columns[0]), place))
-            times.append(columns[0])
-            values.append(columns[1])
+        for place, item in enumerate(items[first:last], first):
+            add(place, *(_fast([item.text]) or _slow(item, broken)))
     return np.concatenate(places), np.concatenate(times), np.concatenate(values), broken
 
 
@@ -169,26 +163,39 @@ def _batches(items: Sequence[Item]) -> Iterator[tuple[int, int]]:
         yield first, len(items)
 
 
-def _fast(text: bytes) -> tuple[Ints, Floats] | None:
-    """Times and values of `[t,"v"],[t,"v"]`; None when anything at all is unlike that."""
-    marks = text.translate(None, _NUMBER_BYTES)
-    count = (len(marks) + 1) // 6
+def _fast(texts: Sequence[bytes | memoryview]) -> tuple[Ints, Ints, Floats] | None:
+    """How many pairs each text of `[t,"v"],[t,"v"]` has, and the times and values of all.
+
+    None when anything at all is unlike that. Each mark has its place beside a comma: when those
+    hold it, and there are no more marks than places, what is left is two numbers a pair.
+    """
+    text = b",".join(texts)
+    digits = text.translate(None, b'[],"')
+    raw = np.frombuffer(text, np.uint8)
+    commas = np.flatnonzero(raw == ord(","))
+    count = (len(commas) + 1) // 2
+    inner, outer = commas[0::2], commas[1::2]
+    ends = np.cumsum([len(one) + 1 for one in texts])[:-1] - 1
     tight = (
-        marks == (b'[,""],' * count)[:-1]
+        len(commas) == 2 * count - 1
+        and len(text) == len(digits) + 6 * count - 1
         and text.startswith(b"[")
-        and text.endswith(b"]")
-        and text.count(b',"') == count
-        and text.count(b'"]') == count
-        and text.count(b"],[") == count - 1
+        and text.endswith(b'"]')
+        and (raw[inner + 1] == ord('"')).all()
+        and (raw[outer - 2] == ord('"')).all()
+        and (raw[outer - 1] == ord("]")).all()
+        and (raw[outer + 1] == ord("[")).all()
+        and (raw[ends + 1] == ord("[")).all()  # or two halves of a pair, of two texts, look whole
     )
     if not tight:
         return None
-    plain = text.translate(None, b'[]"')
-    commas = np.flatnonzero(np.frombuffer(plain, np.uint8) == ord(","))
-    digits = plain.translate(None, b",")
+    before = 6 * np.arange(count)  # marks before each pair
     edges = np.empty(2 * count + 1, np.int64)
     edges[0], edges[-1] = 0, len(digits)
-    edges[1:-1] = commas - np.arange(len(commas))  # each comma before it is gone by now
+    edges[1::2] = inner - before - 1
+    edges[2:-1:2] = outer - before[1:] + 1
+    if not (edges[1:] > edges[:-1]).all():
+        return None
     column = pa.LargeStringArray.from_buffers(2 * count, pa.py_buffer(edges), pa.py_buffer(digits))
     try:
         both = column.cast(pa.float64()).to_numpy()
@@ -197,15 +204,18 @@ def _fast(text: bytes) -> tuple[Ints, Floats] | None:
     seconds, values = both[0::2], both[1::2].copy()
     if not ((seconds >= _FIRST_S) & (seconds < _LAST_S)).all():
         return None
-    return np.rint(seconds * 1000.0).astype(np.int64), values
+    if not np.isfinite(values).all() and digits.translate(None, _NUMBER_BYTES):
+        return None  # `infinity` and `nan(1)` are numbers elsewhere
+    counts = np.diff(np.searchsorted(outer, ends, "right"), prepend=0, append=count)
+    return counts, np.rint(seconds * 1000.0).astype(np.int64), values
 
 
-def _slow(item: Item, broken: list[Broken]) -> tuple[Ints, Floats]:
-    """As `_fast`, sample by sample: keeps what can be read, and the rest as broken."""
+def _slow(item: Item, broken: list[Broken]) -> tuple[Ints, Ints, Floats]:
+    """As `_fast`, pair by pair: keeps what can be read, and the rest as broken."""
     times, values, end = [], [], 0
 
     def between(start: int, stop: int) -> None:
-        piece = item.text[start:stop].strip(b", \t\r\n")
+        piece = bytes(item.text[start:stop]).strip(b", \t\r\n")
         if piece:
             at = -1 if item.offset < 0 else item.offset + start
             broken.append(Broken(at, "not a sample", piece[:_SHOWN_BYTES]))
@@ -219,7 +229,7 @@ def _slow(item: Item, broken: list[Broken]) -> tuple[Ints, Floats]:
         times.append(round(seconds * 1000.0))
         values.append(float(match[2]))
     between(end, len(item.text))
-    return np.array(times, np.int64), np.array(values, np.float64)
+    return np.array([len(times)]), np.array(times, np.int64), np.array(values, np.float64)
 
 
 # --- the skeleton ------------------------------------------------------------------------
@@ -253,7 +263,7 @@ class _Items:
     def __init__(self, body: bytes, spans: list[tuple[int, int]]) -> None:
         self.items: list[Item] = []
         self.broken: list[Broken] = []
-        self._body, self._unread = body, dict(enumerate(spans))
+        self._body, self._unread = memoryview(body), dict(enumerate(spans))
 
     def read(self, result: list[Json]) -> None:
         for entry in result:
@@ -269,10 +279,10 @@ class _Items:
                 histograms = []
             self.items.append(Item(labels, text, offset, tuple(histograms)))
         for start, end in self._unread.values():
-            piece = self._body[start:end][:_SHOWN_BYTES]
+            piece = bytes(self._body[start:end][:_SHOWN_BYTES])
             self.broken.append(Broken(start, "samples of no series", piece))
 
-    def _text(self, entry: dict[str, Json]) -> tuple[bytes, int]:
+    def _text(self, entry: dict[str, Json]) -> tuple[bytes | memoryview, int]:
         values = entry.get("values", [entry["value"]] if "value" in entry else [])
         if type(values) is int and (span := self._unread.pop(values, None)):
             return self._body[slice(*span)], span[0]
