@@ -325,8 +325,12 @@ def _ours(url: str, size: Size, **options: Any) -> Work:
     def work() -> dict[str, Any]:
         client = Client(config, Archive(folder), manners=SOURCE.manners)
         query = Query("requests", "prometheus", "bench_requests")
-        captures = list(SOURCE.fetch([query], incident, Options(**options), client))
-        build.build(folder, incident, captures)
+        with build.making(folder, incident) as parts:
+            captures = []
+            for capture in SOURCE.fetch([query], incident, Options(**options), client):
+                captures.append(capture)
+                parts.add(capture)
+            parts.finish(captures)
         evidence.write_views(folder)
         case = evidence.Evidence(folder)
         (counted,) = case.records(_COUNTED)

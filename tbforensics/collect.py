@@ -19,7 +19,7 @@ from typing import Any
 
 from tbforensics import cluster, evidence, manifest, plugins, store
 from tbforensics.archive import Archive
-from tbforensics.build import build
+from tbforensics.build import making
 from tbforensics.credentials import Credentials, read_credentials
 from tbforensics.errors import EvidenceError
 from tbforensics.model import Capture, Incident, Kind, Query, SourceConfig
@@ -65,14 +65,16 @@ def collect(
             store.remove(archive.place / "evidence")
             archive.drop_leftovers()
             queries = catalogue(plugins.load_kind(incident.kind), incident.sources)
-            captures = manifest.ordered(
-                _ask_all(incident, home, queries, archive, credentials, report, pool)
-            )
-            # What an interrupted attempt asked, and what became of it, is part of the story.
-            now = [capture.to_json() for capture in captures]
-            earlier = [known for known in archive.recorded() if known.to_json() not in now]
-            archive.drop_unnamed([*captures, *earlier])
-            build(partial, incident, captures, pool)
+            with making(partial, incident, pool) as parts:
+                heard = (parts.add, report)
+                captures = manifest.ordered(
+                    _ask_all(incident, home, queries, archive, credentials, heard, pool)
+                )
+                # What an interrupted attempt asked, and what became of it, is part of the story.
+                now = [capture.to_json() for capture in captures]
+                earlier = [known for known in archive.recorded() if known.to_json() not in now]
+                archive.drop_unnamed([*captures, *earlier])
+                parts.finish(captures)
             evidence.write_views(partial)
             (partial / "parameters.yaml").write_bytes(to_yaml(incident))
             manifest.seal(partial, incident, queries, captures, earlier)
@@ -121,7 +123,7 @@ def _ask_all(
     queries: Sequence[Query],
     archive: Archive,
     credentials: dict[str, Credentials],
-    report: Report,
+    heard: Sequence[Report],
     pool: Executor | None,
 ) -> list[Capture]:
     def ask(config: SourceConfig) -> list[Capture]:
@@ -138,8 +140,8 @@ def _ask_all(
         try:
             options = _from_home(source.options(**config.options), home)
             for capture in source.fetch(asked, incident, options, client):
-                captures.append(capture)
-                report(capture)
+                for tell in (captures.append, *heard):
+                    tell(capture)
         except EvidenceError:
             raise  # the archive cannot be written or read: that is no failure of the source
         except Exception as error:  # our bug in one source must not cost the others' evidence

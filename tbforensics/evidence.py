@@ -170,8 +170,7 @@ class Part:
     """
 
     def __init__(self, folder: Path, source: str, query: str, number: int = 1) -> None:
-        ending = "" if number == 1 else f".{number:04}"
-        self._place, self._name = store.place_of(folder), f"{source}.{query}{ending}.parquet"
+        self._place, self._name = store.place_of(folder), _part_name(source, query, number)
         self._open: dict[str, tuple[Path, pq.ParquetWriter]] = {}
         self._shared: dict[str, list[pa.Table]] = {"series": [], "quarantine": []}
 
@@ -203,6 +202,18 @@ class Part:
             _distinct(_joined("series", self._shared["series"])),
             _joined("quarantine", self._shared["quarantine"]),
         )
+
+
+def _part_name(source: str, query: str, number: int) -> str:
+    ending = "" if number == 1 else f".{number:04}"
+    return f"{source}.{query}{ending}.parquet"
+
+
+def drop(folder: Path, source: str, query: str, number: int) -> None:
+    """Take the parts of that name away again."""
+    for table in SCHEMAS:
+        name = _part_name(source, query, number)
+        (store.place_of(folder) / "evidence" / table / name).unlink(missing_ok=True)
 
 
 def write_shared(folder: Path, shared: Sequence[Shared]) -> None:

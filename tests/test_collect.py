@@ -358,7 +358,11 @@ def test_what_was_captured_is_not_asked_again_whenever_the_run_dies(
     home, asked = home_of(tmp_path, here), len(here.node.asked)
     sources = {"node": {"type": "jsonrpc", "url": here.node.url}}
     with monkeypatch.context() as patched:
-        place = {"build": (work, "build"), "seal": (manifest, "seal"), "rename": (Path, "rename")}
+        place = {
+            "build": (making.Making, "finish"),
+            "seal": (manifest, "seal"),
+            "rename": (Path, "rename"),
+        }
         patched.setattr(*place[when], die)
         with pytest.raises(Died):
             collect(short(sources), home)
