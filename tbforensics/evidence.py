@@ -119,8 +119,16 @@ SCHEMAS: Mapping[str, pa.Schema] = {
 QUARANTINED_BYTES = 4096
 MAKING = ".making"  # below the case's folder: parts that are not whole yet
 
-# Times climb by near-equal steps and values of one series resemble each other byte by byte.
-_ENCODINGS = {"samples": {"ts": "DELTA_BINARY_PACKED", "value": "BYTE_STREAM_SPLIT"}}
+# Times, lines and offsets climb by near-equal steps, and values of one series resemble each other
+# byte by byte. What is hardly ever said twice gains nothing from a dictionary; all else has one.
+_STEPS, _SPLIT, _AS_IT_IS = "DELTA_BINARY_PACKED", "BYTE_STREAM_SPLIT", "PLAIN"
+_ENCODINGS: Mapping[str, dict[str, str]] = {
+    "samples": {"ts": _STEPS, "value": _SPLIT},
+    "log_lines": dict.fromkeys(("line", "offset", "id", "ts", "block"), _STEPS)
+    | dict.fromkeys(("message", "correlation_id", "fields"), _AS_IT_IS),
+    "records": dict.fromkeys(("line", "offset", "place", "ts"), _STEPS) | {"value": _AS_IT_IS},
+}
+_LEVELS = {"samples": 3}  # of zstd; texts are hardly smaller by a higher one than 1, and later
 
 
 def series_id(source: str, query: str, labels: Mapping[str, str]) -> int:
@@ -261,15 +269,23 @@ def _parquet(path: Path, table: str) -> pq.ParquetWriter:
         path,
         schema,
         compression="zstd",
-        compression_level=3,
+        compression_level=_LEVELS.get(table, 1),
         version="2.6",
         data_page_version="2.0",
         use_dictionary=[n for n in schema.names if n not in encodings] if encodings else True,
         column_encoding=encodings,
-        # Parquet's statistics leave NaN out, and DuckDB then concludes that there is none: with
-        # them, `isnan(value)` is false for every row.
-        write_statistics=[f.name for f in schema if not pa.types.is_floating(f.type)],
+        write_statistics=[field.name for field in schema if _may_be_pruned(table, field)],
     )
+
+
+def _may_be_pruned(table: str, field: pa.Field) -> bool:
+    """Whether what is least and most of a column is written.
+
+    Parquet's statistics leave NaN out, and DuckDB then concludes that there is none: with them,
+    `isnan(value)` is false for every row. And nobody asks for a range of messages.
+    """
+    encoding = _ENCODINGS.get(table, {}).get(field.name)
+    return encoding != _AS_IT_IS and not pa.types.is_floating(field.type)
 
 
 # --- comparing -----------------------------------------------------------------------------

@@ -19,7 +19,8 @@ _NEWLINE, _RETURN, _QUOTE, _BACKSLASH, _SPACE = b'\n\r"\\ '
 
 class Lines:
     """starts, ends: of each line, without its newline.
-    quotes_in: how many quotes each line has, without escaped ones.
+    quotes: where in the block quotes are that are not escaped.
+    first_quote, quotes_in: the number of the first of them from each line on, and how many it has.
     sure: lines that are UTF-8, without control characters, and with no escapes but those that
           orjson would write in the same way.
     """
@@ -35,18 +36,14 @@ class Lines:
         self.starts = np.concatenate(([0], self.ends[:-1] + 1))
         self.sure = self.ends - self.starts <= LONGEST_LINE_BYTES
         self.has_escapes = b"\\" in data
-        self._quotes = np.flatnonzero(self._without_escaped() == _QUOTE)
-        self._first = np.searchsorted(self._quotes, self.starts)
-        self.quotes_in = np.diff(self._first, append=len(self._quotes))
+        self.quotes: Ints = np.flatnonzero(self._without_escaped() == _QUOTE)
+        self.first_quote = np.searchsorted(self.quotes, self.starts)
+        self.quotes_in = np.diff(self.first_quote, append=len(self.quotes))
         self._doubt_control_characters(control[~is_newline])
         self._doubt_what_is_no_utf8(data)
 
     def data(self, line: int) -> bytes:
         return self._data[self.starts[line] : self.ends[line]]
-
-    def place(self, lines: Ints, n: int) -> Ints:
-        """Where the n-th quote of each of these lines is; the 0th is where the line starts."""
-        return self._quotes[self._first[lines] + (n - 1)] if n else self.starts[lines]
 
     def bytes_at(self, begin: Ints, length: int) -> npt.NDArray[np.bytes_]:
         """So many bytes from each of these places on."""

@@ -217,16 +217,13 @@ class _Alike:
 
     def __init__(self, lines: Lines, numbers: Ints, quotes: int) -> None:
         self.lines, self.numbers, self.quotes = lines, numbers, quotes
-        self._places: dict[int, Ints] = {}
+        self._first = lines.first_quote[numbers]
+        self._places: dict[int, Ints] = {0: lines.starts[numbers], quotes + 1: lines.ends[numbers]}
 
     def at(self, place: Place, among: Ints | slice) -> Ints:
-        n = place.n
-        if n not in self._places:
-            ends = n > self.quotes
-            self._places[n] = (
-                self.lines.ends[self.numbers] if ends else self.lines.place(self.numbers, n)
-            )
-        return self._places[n][among] + place.bytes
+        if place.n not in self._places:
+            self._places[place.n] = self.lines.quotes[self._first + (place.n - 1)]
+        return self._places[place.n][among] + place.bytes
 
     def having(self, shape: Shape, left: Mask) -> Ints:
         """Which of the lines that are left have a shape."""
