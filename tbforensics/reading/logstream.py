@@ -10,7 +10,7 @@ import codecs
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, BinaryIO
@@ -25,7 +25,6 @@ KEPT_OF_LONG_LINE = 4096
 FREELY_EXPANDED_BYTES = 64 << 20
 MOST_EXPANSION = 250
 _LARGEST_ZSTD_WINDOW = 128 << 20
-_COMPRESSED_BYTES = 1024  # so few that even a bomb gives no more than 32 MB at once
 
 _ARRAY = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*[{\]]")
 _SPACE = " \t\r\n"
@@ -111,6 +110,8 @@ def _is_whole(line: bytes) -> bool:
 # --- compression -------------------------------------------------------------------------
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+# Compressed bytes that are read at once: so few that even a bomb gives no more than 32 MB.
+_GZIP_BYTES, _ZSTD_BYTES = 16 << 10, 1 << 10
 
 
 def _gzip_member() -> Any:
@@ -123,8 +124,11 @@ def _zstd_frame() -> Any:
 
 def _expanded(body: BinaryIO) -> Iterator[bytes]:
     head = body.read(4)
-    fresh = _gzip_member if head[:2] == _GZIP else _zstd_frame if head == _ZSTD else None
-    if fresh is None:
+    if head[:2] == _GZIP:
+        pieces = _pieces(_gzip_member, head, body, _GZIP_BYTES)
+    elif head == _ZSTD:
+        pieces = _pieces(_zstd_frame, head, body, _ZSTD_BYTES)
+    else:
         while chunk := head + body.read(CHUNK_BYTES):
             head = b""
             yield chunk
@@ -133,7 +137,7 @@ def _expanded(body: BinaryIO) -> Iterator[bytes]:
     taken = length = waiting = 0
     stopped = ""
     try:
-        for used, piece in _pieces(fresh, head, body):
+        for used, piece in pieces:
             taken, length, waiting = used, length + len(piece), waiting + len(piece)
             if length > max(FREELY_EXPANDED_BYTES, MOST_EXPANSION * taken):
                 stopped = f"{taken} compressed bytes give {length} and more; not expanded further"
@@ -150,7 +154,9 @@ def _expanded(body: BinaryIO) -> Iterator[bytes]:
         raise StreamError(stopped)
 
 
-def _pieces(fresh: Any, data: bytes, body: BinaryIO) -> Iterator[tuple[int, bytes]]:
+def _pieces(
+    fresh: Callable[[], Any], data: bytes, body: BinaryIO, at_once: int
+) -> Iterator[tuple[int, bytes]]:
     """Compressed bytes taken so far, and what the last of them gave; never much at once."""
     taken, member = len(data), fresh()
     while data:
@@ -161,7 +167,7 @@ def _pieces(fresh: Any, data: bytes, body: BinaryIO) -> Iterator[tuple[int, byte
         if member.eof:  # another may follow; what pads a file to its block size does not count
             data, member = member.unused_data.lstrip(b"\0"), None
         if not data:
-            data = body.read(_COMPRESSED_BYTES)
+            data = body.read(at_once)
             taken += len(data)
             data = data if member else data.lstrip(b"\0")
         if data and member is None:

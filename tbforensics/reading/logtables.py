@@ -30,7 +30,8 @@ _ENCRYPTED, _DECRYPT_FAILED = "<encrypted>", "<decrypt-failed>"
 _ELEMENTS_PER_TABLE = 50_000
 _ROWS_PER_TABLE = 100_000  # many are packed better, and sooner
 _MOST_SLICES = 100  # with more of them it is quicker to copy all rows
-_AT_ONCE = 2  # pieces that are read while one is being written
+_AT_ONCE = 2  # pieces are read
+_AHEAD = 6  # of the one that is being written, which may take as long as reading several
 
 
 @dataclass
@@ -325,7 +326,7 @@ def _in_turn(
         try:
             for piece in pieces:
                 ahead.append((piece, pool.submit(work, piece)))
-                if len(ahead) > _AT_ONCE:
+                if len(ahead) > _AHEAD:
                     piece, found = ahead.popleft()
                     yield piece, found.result()
         except logstream.StreamError as error:
