@@ -92,8 +92,7 @@ class Archive:
             )
         path = self.path_of(capture.sha256)
         try:
-            with store.answering(path):
-                file = path.open("rb")
+            file = path.open("rb")
         except FileNotFoundError:
             raise EvidenceError(
                 f"raw/{path.name} is missing ({capture.source}, {capture.query})",

@@ -26,7 +26,7 @@ from tbforensics.alerts import watch as alertwatch
 from tbforensics.alerts.watch import Watched
 from tbforensics.archive import Archive
 from tbforensics.asking.sealed import Prometheus, prometheus_client, sealed_session
-from tbforensics.errors import EvidenceError, ForensicsError
+from tbforensics.errors import EvidenceError, ForensicsError, Unseen
 from tbforensics.evidence import Evidence
 from tbforensics.model import Assessment, Capture, Frames, Incident, Json, Query, Shape
 
@@ -296,6 +296,8 @@ def prove(folder: Path, *, recompute: bool = False) -> Iterator[manifest.Check]:
         return  # what does not hash right would be computed from something else
     try:
         opened = open_case(folder)
+    except Unseen:
+        raise  # what was not seen is not broken
     except ForensicsError as error:
         yield manifest.Check("opened", False, error.what)
         return

@@ -19,7 +19,7 @@ from typing import Any
 from tbforensics import manifest, store
 from tbforensics.archive import Archive
 from tbforensics.credentials import read_credentials
-from tbforensics.errors import EvidenceError, ParametersError
+from tbforensics.errors import EvidenceError, ParametersError, Unseen
 from tbforensics.model import Capture, SourceConfig
 from tbforensics.wire import Client, Manners
 
@@ -108,12 +108,11 @@ def _refuse_strangers(client: Any, address: str, home: Path) -> None:
     if not store.is_remote(shared):
         shared.mkdir(parents=True, exist_ok=True)
     mark = shared / f".shared-{os.urandom(8).hex()}"
-    with store.answering(mark):
-        mark.touch()
-        try:
-            said = client.run(_seen, mark, on_error="return")
-        finally:
-            mark.unlink(missing_ok=True)
+    mark.touch()
+    try:
+        said = client.run(_seen, mark, on_error="return")
+    finally:
+        mark.unlink(missing_ok=True)
     if not said:
         raise ParametersError(
             f"the scheduler at {address} has no workers", next_step="start some: `dask worker`"
@@ -137,8 +136,7 @@ def _refuse_strangers(client: Any, address: str, home: Path) -> None:
 def _seen(mark: Path) -> tuple[str, bool]:
     """Runs on a worker."""
     try:
-        with store.answering(mark):
-            sees = mark.exists()
-    except OSError:
+        sees = store.answering(mark).exists()
+    except (OSError, Unseen):
         sees = False
     return manifest.tool_version(), sees

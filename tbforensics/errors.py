@@ -4,6 +4,7 @@ ForensicsError
 ├── ParametersError   the parameters file cannot be used; nothing was fetched
 ├── SourceError       a source cannot be asked, or what it sent cannot be read
 ├── EvidenceError     a case is missing, changed, incomplete or not what it says it is
+│   └── Unseen        its store does not answer: nothing is known of what is in it
 └── ReportError       a notebook did not run to its end, or a report cannot be written
 """
 
@@ -41,6 +42,10 @@ class SourceError(ForensicsError):
 
 class EvidenceError(ForensicsError):
     """A case is missing, changed, incomplete, locked or made by another version."""
+
+
+class Unseen(EvidenceError):
+    """Evidence is in an object store that does not answer, or refuses: no word about it."""
 
 
 class ReportError(ForensicsError):

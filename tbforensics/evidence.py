@@ -24,6 +24,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -335,8 +336,7 @@ _DUCKDB_TYPES = {
 
 def parts_in(place: Path, table: str) -> list[Path]:
     """The parts of one table in their order; none when there is no such table."""
-    with store.answering(place):
-        return sorted((place / "evidence" / table).glob("*.parquet"), key=part_of)
+    return sorted((place / "evidence" / table).glob("*.parquet"), key=part_of)
 
 
 def _views(place: Path, root: str) -> Iterator[str]:
@@ -363,17 +363,15 @@ def write_views(folder: Path) -> None:
     """`evidence.duckdb`: views with relative paths, for any DuckDB started in the case folder."""
     path, place = folder / "evidence.duckdb", store.place_of(folder)
     path.unlink(missing_ok=True)
-    try:
-        with duckdb.connect(str(path)) as connection:
-            root = _reaching(connection, place)
-            if not root:
-                connection.execute("SET file_search_path = " + _quoted(str(folder.resolve())))
-            for view in _views(place, root):
-                connection.execute(view)
-    except duckdb.Error as error:
-        raise EvidenceError(
-            f"{path.name} cannot be written: {error}", next_step="make room and run again"
-        ) from None
+    with (
+        _in_words(place, f"{path.name} cannot be written", "make room and run again"),
+        duckdb.connect(str(path)) as connection,
+    ):
+        root = _reaching(connection, place)
+        if not root:
+            connection.execute("SET file_search_path = " + _quoted(str(folder.resolve())))
+        for view in _views(place, root):
+            connection.execute(view)
 
 
 def _reaching(connection: duckdb.DuckDBPyConnection, place: Path) -> str:
@@ -396,8 +394,9 @@ class Evidence:
         root = _reaching(self._connection, place) or f"{place}/"
         self._connection.execute("SET TimeZone = 'UTC'")
         self._connection.execute(f"SET allowed_directories = [{_quoted(f'{root}evidence')}]")
-        for view in _views(place, root):
-            self._execute(view, ())  # a part that is no Parquet is told in words
+        with self._answering():  # a part that is no Parquet is told in words
+            for view in _views(place, root):
+                self._connection.execute(view)
         for lock in ("enable_external_access = false", "lock_configuration = true"):
             self._connection.execute(f"SET {lock}")
 
@@ -406,17 +405,18 @@ class Evidence:
 
         Errors: EvidenceError with DuckDB's own words.
         """
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), self._answering():
             warnings.simplefilter("ignore")  # pandas' own notice about DuckDB's frames
-            return self._execute(text, parameters).df()
+            return self._connection.execute(text, parameters or None).df()
 
     def records(
         self, text: str, parameters: Sequence[Any] | Mapping[str, Any] = ()
     ) -> list[dict[str, Any]]:
         """As `sql`, for few rows: plain dicts of Python values, times aware and in UTC."""
-        answer = self._execute(text, parameters)
-        names = [column[0] for column in answer.description or ()]
-        return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
+        with self._answering():
+            answer = self._connection.execute(text, parameters or None)
+            names = [column[0] for column in answer.description or ()]
+            return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
 
     def sql_by_part(
         self,
@@ -452,13 +452,10 @@ class Evidence:
         finally:
             self._connection.unregister("parts")
 
-    def _execute(
-        self, text: str, parameters: Sequence[Any] | Mapping[str, Any]
-    ) -> duckdb.DuckDBPyConnection:
-        try:
-            return self._connection.execute(text, parameters or None)
-        except duckdb.Error as error:
-            raise _unanswered(error) from None
+    def _answering(self) -> AbstractContextManager[None]:
+        """Around all of a question: rows are read from the parts until the last is fetched."""
+        tables = ", ".join([*SCHEMAS, "readings"])
+        return _in_words(self._place, "the evidence cannot answer that", f"tables: {tables}")
 
     def close(self) -> None:
         self._connection.close()
@@ -502,21 +499,25 @@ class Evidence:
         return table
 
 
-def _unanswered(error: duckdb.Error) -> EvidenceError:
-    tables = ", ".join([*SCHEMAS, "readings"])
-    return EvidenceError(f"the evidence cannot answer that: {error}", next_step=f"tables: {tables}")
+@contextmanager
+def _in_words(place: Path, what: str, next_step: str) -> Iterator[None]:
+    """What DuckDB raises as ours; where it is the store that failed, as that."""
+    try:
+        yield
+    except duckdb.Error as error:
+        if unseen := store.unseen(place, str(error)):
+            raise unseen from None
+        raise EvidenceError(f"{what}: {error}", next_step=next_step) from None
 
 
 def _answer_of_part(place: Path, part: Path, each: str, parameters: Mapping[str, Any]) -> pa.Table:
     """What one part answers; a task by itself, for a worker anywhere."""
     evidence = Evidence(place)
+    view = f"CREATE VIEW part AS SELECT * FROM read_parquet({_quoted(str(part))})"
+    used = {k: v for k, v in parameters.items() if f"${k}" in each}
     try:
-        evidence._execute(
-            f"CREATE VIEW part AS SELECT * FROM read_parquet({_quoted(str(part))})", ()
-        )
-        used = {k: v for k, v in parameters.items() if f"${k}" in each}
-        return evidence._connection.sql(each, params=used or None).to_arrow_table()
-    except duckdb.Error as error:
-        raise _unanswered(error) from None
+        with evidence._answering():
+            evidence._connection.execute(view)
+            return evidence._connection.sql(each, params=used or None).to_arrow_table()
     finally:
         evidence.close()

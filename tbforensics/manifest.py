@@ -141,8 +141,7 @@ def part_paths(folder: Path) -> list[str]:
 def bulk_paths(folder: Path, tree: str) -> list[str]:
     """All files below `raw` or `evidence`, in the order of their paths."""
     place = store.place_of(folder)
-    with store.answering(place):
-        found = [path for path in (place / tree).rglob("*") if not path.is_dir()]
+    found = [path for path in (place / tree).rglob("*") if not path.is_dir()]
     return sorted(path.relative_to(place).as_posix() for path in found)
 
 

@@ -15,12 +15,10 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from tbforensics.errors import EvidenceError, ParametersError
+from tbforensics.errors import EvidenceError, ParametersError, Unseen
 
 VARIABLE = "TBFORENSICS_STORE"
 FILE = "store.json"
@@ -39,23 +37,37 @@ def store() -> Path | None:
 
         if "://" not in url:
             raise ValueError(f"{url!r} is no URL")
-        root = UPath(url)
-        _ = root.fs
+        root = answering(cast(Path, UPath(url)))
     except Exception as error:  # what a file system raises is its own affair
         raise ParametersError(
             f"{VARIABLE} names no store: {type(error).__name__}: {error}"[:500],
             next_step="s3://BUCKET/FOLDER, with pip install 'tbforensics[s3]'; or leave it unset",
         ) from None
-    return cast(Path, root)
+    return root
+
+
+def answering(path: Path) -> Path:
+    """The same path, of which all that is asked is answered, or is Unseen; see `objects`.
+
+    What a store hands out is one already; one that came from another process is none yet.
+    """
+    if is_remote(path):
+        from tbforensics.objects import Objects
+
+        remote = cast(Any, path)
+        if not isinstance(remote.fs, Objects):
+            remote._fs_cached = Objects(str(path), remote.fs)
+    return path
 
 
 def place_of(folder: Path) -> Path:
-    """Below which `raw/` and `evidence/` of a case are: its folder, or a path in the store.
+    """Below which `raw/` and `evidence/` of a case are: its folder, or a path in the store that
+    is `answering`.
 
     Errors: EvidenceError when they are in a store and the environment does not say which.
     """
     if is_remote(folder) or not (mark := folder / FILE).exists():
-        return folder
+        return answering(folder)
     try:
         name = json.loads(mark.read_bytes())["name"]
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", name):
@@ -76,14 +88,12 @@ def place_of(folder: Path) -> Path:
 def begin(folder: Path, name: str) -> None:
     """Give a collection that begins in `folder` its place in the store, where there is a store.
 
-    Errors: EvidenceError when something is there already, or nobody answers.
+    Errors: EvidenceError when something is there already.
     """
     begun = (folder / FILE).exists() or (folder / "captures.jsonl").exists()
     if begun or (root := store()) is None:
         return
-    with answering(root):
-        taken = (root / name).is_dir() and any((root / name).iterdir())
-    if taken:
+    if (root / name).is_dir() and any((root / name).iterdir()):
         raise EvidenceError(
             f"{root / name} holds something already",
             next_step="give the incident another incident_id, or remove what is there",
@@ -108,13 +118,20 @@ def temporary(folder: Path, prefix: str, *, parents: bool = False) -> tuple[int,
     return handle, Path(path)
 
 
+def unseen(path: Path, words: str) -> Unseen | None:
+    """What a store failed with, where a library made these words of it."""
+    if not is_remote(path):
+        return None
+    objects = cast(Any, path).fs
+    return objects.unseen() if objects.failure and objects.failure in words else None
+
+
 def put(file: Path, target: Path) -> None:
     """Give a local file that is whole its name. An object, too, is there whole or not at all."""
     if not is_remote(target):
         file.replace(target)
         return
-    with answering(target):
-        cast(Any, target).fs.put_file(str(file), cast(Any, target).path)
+    cast(Any, target).fs.put_file(str(file), cast(Any, target).path)
     file.unlink()
 
 
@@ -122,20 +139,5 @@ def remove(tree: Path) -> None:
     """A folder with all that is in it, if it is there."""
     if not is_remote(tree):
         shutil.rmtree(tree, ignore_errors=True)
-        return
-    with answering(tree):
-        if tree.is_dir():
-            cast(Any, tree).fs.rm(cast(Any, tree).path, recursive=True)
-
-
-@contextmanager
-def answering(path: Path) -> Iterator[None]:
-    """What a store's library raises is an OSError here, as a disk's."""
-    try:
-        yield
-    except (OSError, EvidenceError):
-        raise
-    except Exception as error:
-        if not is_remote(path):
-            raise
-        raise OSError(f"{path} does not answer: {type(error).__name__}: {error}"[:500]) from None
+    elif tree.is_dir():
+        cast(Any, tree).fs.rm(cast(Any, tree).path, recursive=True)

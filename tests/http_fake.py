@@ -60,7 +60,7 @@ def fake(answer: Answer, tls: ssl.SSLContext | None = None) -> Iterator[Fake]:
             except OSError:
                 self.close_connection = True  # the client went away
 
-        do_GET = do_POST = _answer
+        do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _answer
 
     class _Server(ThreadingHTTPServer):
         daemon_threads = True

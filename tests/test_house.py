@@ -16,7 +16,8 @@ ROOMS = [
     # instruments: arithmetic, and the protocol of The-Block
     *("analysis", "theblock", "pseudonyms"),
     # instruments: keeping and asking
-    *("store", "archive", "credentials", "replay", "incoming", "wire", "manifest", "evidence"),
+    *("objects", "store", "archive", "credentials", "replay", "incoming", "wire", "manifest"),
+    "evidence",
     # instruments: from samples to frames, from expressions to values, from bytes to rows
     *("frames", "quality", "promql", "reading"),
     # instruments: what frames mean to those who know the deployment, and what its alerts said
@@ -55,6 +56,7 @@ DOORS = {  # each outside library enters by one door, or by the few that are nam
     "google_crc32c": {"reading"},
     "cramjam": {"reading"},
     "upath": {"store"},
+    "fsspec": {"objects"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

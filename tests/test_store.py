@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import object_store
 import pytest
+import s3fs
+import time_machine
+from click.testing import CliRunner
 from collected import World, world
 from dask_cluster import Cluster, rows_of
-from http_fake import Handler, fake
+from test_signing import keygen
 
-from tbforensics import build, cluster, manifest, parameters, parcel, store
+from tbforensics import build, cli, cluster, manifest, parameters, parcel, store
 from tbforensics.case import open_case, prove
 from tbforensics.collect import collect
-from tbforensics.errors import EvidenceError, ParametersError
+from tbforensics.errors import EvidenceError, ParametersError, Unseen
 from tbforensics.model import Capture, Incident
 
 MAIN = "from tbforensics.cli import main; main()"
+NOBODY = "http://127.0.0.1:9"
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +146,10 @@ def test_workers_that_do_not_see_the_store_are_refused(
 ) -> None:
     dask = Cluster(tmp_path)
     try:
-        dask.start(1, AWS_ENDPOINT_URL="http://127.0.0.1:9")
+        dask.start(1, AWS_ENDPOINT_URL=NOBODY)
         with pytest.raises(ParametersError) as caught:
+            cluster.workers(dask.address, tmp_path).__enter__()
+        with object_store.leading_to(NOBODY), pytest.raises(Unseen, match=f"store {used} cannot"):
             cluster.workers(dask.address, tmp_path).__enter__()
         assert any(f"does not see {used}" in problem for problem in caught.value.problems)
     finally:
@@ -208,27 +216,6 @@ def test_a_store_that_is_none_is_refused_in_words(
         collect(incident, home)
 
 
-def test_a_store_that_does_not_answer_costs_nothing_and_the_next_run_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    incident, home = files(tmp_path)
-
-    def refused(request: Handler, before: int) -> None:
-        request.send_response(403)
-        request.send_header("Content-Length", "0")
-        request.end_headers()
-
-    with fake(refused) as broken, pytest.MonkeyPatch.context() as away:
-        away.setenv("AWS_ENDPOINT_URL", broken.url)
-        cast(Any, store.store()).fs.clear_instance_cache()
-        with pytest.raises(EvidenceError, match="files-1 cannot be written"):
-            collect(incident, home)
-    assert not (home / "incidents" / "files-1").exists()
-    cast(Any, store.store()).fs.clear_instance_cache()
-    folder = collect(incident, home)
-    assert failing(folder) == []
-
-
 def test_a_place_that_is_taken_is_not_written_to(tmp_path: Path) -> None:
     incident, home = files(tmp_path)
     collect(incident, home)
@@ -257,3 +244,118 @@ def test_a_case_of_a_folder_stays_there(here: World, tmp_path: Path) -> None:
     folder = home / "incidents" / here.case.name
     assert store.place_of(folder) == folder
     assert failing(folder, recompute=False) == []
+
+
+# --- a store that does not answer, or refuses ------------------------------------------------
+
+
+def ends(*words: object) -> tuple[int, str]:
+    """The code of a command, and what it said at its end."""
+    s3fs.S3FileSystem.clear_instance_cache()  # as in a process of its own
+    said = CliRunner().invoke(cli.main, [str(word) for word in words])
+    assert said.exception is None or isinstance(said.exception, SystemExit), said.exception
+    assert not re.search("BROKEN|missing|changed|does not hold|Traceback", said.output)
+    return said.exit_code, said.stderr
+
+
+def test_a_command_says_that_the_store_cannot_be_used(tmp_path: Path, used: str) -> None:
+    incident, home = files(tmp_path)
+    folder, parcel_file = collect(incident, home), tmp_path / "case.zip"
+    kept = {path: path.read_bytes() for path in folder.iterdir()}
+    key = keygen(tmp_path, "alice")
+    with object_store.leading_to(NOBODY):
+        for words in (
+            ("verify", folder),
+            ("rebuild", folder),
+            ("export", folder, parcel_file),
+            ("sign", folder, "--key", key),
+        ):
+            code, said = ends(*words)
+            assert code == 1 and said.startswith(f"the store {used} cannot be used: Endpoint"), said
+            assert said.endswith("run this again; of the evidence this says nothing\n")
+    assert kept == {path: path.read_bytes() for path in folder.iterdir()}
+    assert not parcel_file.exists() and failing(folder) == []
+
+
+def test_a_store_that_refuses_is_no_evidence_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    incident, home = files(tmp_path)
+    folder = collect(incident, home)
+    with object_store.door() as door:
+        door.left = 0
+        for door.status in (403, 404, 503):
+            assert ends("verify", folder)[0] == 1
+            with pytest.raises(Unseen, match=r"Forbidden|Not Found|Service Unavailable"):
+                open_case(folder)
+    monkeypatch.setenv(store.VARIABLE, "s3://nobody/cases")
+    assert "s3://nobody/cases cannot be used" in ends("verify", folder)[1]
+    with pytest.raises(Unseen, match="The specified bucket does not exist"):
+        open_case(folder)
+
+
+def test_a_store_that_dies_on_the_way_leaves_no_word_about_the_evidence(tmp_path: Path) -> None:
+    incident, home = files(tmp_path)
+    folder = collect(incident, home)
+    with object_store.door() as door:
+        for command, left in (
+            *(("verify", left) for left in (3, 15, 20)),  # replies, parts, views
+            *(("rebuild", left) for left in (8, 20, 28)),  # replies, the old parts, the new ones
+        ):
+            door.left = left
+            code, said = ends(command, folder)
+            assert code == 1 and "cannot be used: PermissionError: Forbidden\n" in said
+        door.left = float("inf")
+        assert ends("rebuild", folder)[0] == 0
+    assert failing(folder) == []
+
+
+def test_a_store_that_dies_under_an_open_case_is_told_as_that(tmp_path: Path, used: str) -> None:
+    incident, home = files(tmp_path)
+    with time_machine.travel(2**31):  # what DuckDB read of an older file it does not ask for again
+        folder = collect(incident, home)
+    each, whole = "SELECT count(*) AS n FROM part", "SELECT sum(n)::BIGINT AS n FROM parts"
+    with object_store.door() as door:
+        case = open_case(folder)
+        for left in (0, 1):  # DuckDB asks what there is, and then for it
+            for ask in (
+                lambda: case.sql("SELECT * FROM log_lines"),
+                lambda: case.evidence.records("SELECT * FROM log_lines"),
+                lambda: case.sql_by_part("log_lines", each, whole),
+                lambda: case.body(case.manifest.captures[0]),
+            ):
+                door.left = left
+                with pytest.raises(Unseen, match=f"^the store {used} cannot be used: Perm") as told:
+                    ask()
+                assert "Traceback" not in str(told.value)
+        door.left = 99
+        assert case.sql_by_part("log_lines", each, whole)["n"].tolist() == [1]
+        with pytest.raises(EvidenceError, match="the evidence cannot answer that") as other:
+            case.sql("SELECT nothing FROM log_lines")
+        assert not isinstance(other.value, Unseen)
+        case.evidence.close()
+
+
+def test_a_reader_that_takes_a_dead_store_for_damage_is_not_believed(tmp_path: Path) -> None:
+    incident, home = files(tmp_path)
+    case = open_case(collect(incident, home))
+    with object_store.door() as door:
+        archive = open_case(case.folder).archive
+        with pytest.raises(Unseen), archive.open(case.manifest.captures[0]) as body:
+            door.left = 0
+            with suppress(Exception):
+                body.read()
+    case.evidence.close()
+
+
+def test_a_store_that_dies_under_a_collection_costs_nothing_and_the_next_run_goes_on(
+    tmp_path: Path,
+) -> None:
+    incident, home = files(tmp_path)
+    with object_store.door() as door:
+        for left in (0, 3, 6, 9):
+            door.left = left
+            with pytest.raises(Unseen, match="cannot be used: PermissionError"):
+                collect(incident, home)
+            assert not (home / "incidents" / "files-1").exists()
+    assert failing(collect(incident, home)) == []
