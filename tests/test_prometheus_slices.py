@@ -71,7 +71,7 @@ def without_seams(edges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     return joined
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(windows, windows, slicings, st.sampled_from([1.0, 0.4, 0.05]))
 def test_the_windows_of_raw_samples_fit_together(window, baseline, slice_hours, share):
     slice_ms = round(slice_hours * 3_600_000)

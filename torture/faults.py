@@ -700,7 +700,7 @@ def restarted(bench: Bench, counts: Counts) -> str:
 
 MOVING = (
     Row("two runs at once", "on one incident", "exit 0 and 1; one case, which holds",
-        two_at_once, quick=True),
+        two_at_once),
     Row("clock ten years back", "of the process", "sealed and holds, whatever the clock says",
         clock_jumps(-3650)),
     Row("clock ten years ahead", "of the process", "sealed and holds", clock_jumps(3650)),
