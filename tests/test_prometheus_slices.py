@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tbforensics.asking.slices import spans
+from tbforensics.asking.slices import Portion, spans
 from tbforensics.model import Capture, Incident, Query, Window
 from tbforensics.promql import text as promql
 from tbforensics.sources.prometheus import SOURCE, Options
@@ -124,3 +125,15 @@ def test_the_steps_of_an_expression_are_asked_once_each(
         for start, end in spans(incident)
         for ms in range(-(-start // step_ms) * step_ms, end, step_ms)
     ]
+
+
+@pytest.mark.parametrize(
+    ("reply_bytes", "slices"),
+    [(100, 12), (1 << 20, 12), (3 << 20, 4), (20 << 20, 1), (0, 6)],
+)
+def test_the_first_answer_by_remote_read_tells_how_much_is_asked_at_once(reply_bytes, slices):
+    """One that is empty tells little: the window may begin before anything was scraped."""
+    portion = Portion(7_200_000)
+    first = Capture("main", "q", "samples", {}, NOON, None, 200, "0" * 64, reply_bytes)
+    assert not portion.heard(first, 7_200_000, 7_200_000, streamed=True)
+    assert portion.length_ms == slices * 7_200_000

@@ -18,7 +18,8 @@ from tbforensics.wire import Stopped
 LEAD_S = 300.0  # asked before the window: a counter's increase needs the sample before it
 MOST_POINTS = 11_000  # per series, for `query_range`; the server refuses more
 _LONGEST = 12  # slices in one, where remote read finds little in each
-_ENOUGH_BYTES = 8 << 20  # of a reply by remote read; more at once gains nothing
+_AFTER_NOTHING = 6  # the same where it found nothing, which does not tell how much will come
+_ENOUGH_BYTES = 12 << 20  # of a reply by remote read; more at once gains nothing
 _SMALLEST_PART = 64  # of a slice, before its refusal is taken as final
 _EARLY = 2  # questions whose first slices come before the rest of another
 _SMALL_REFUSALS = 3  # final ones in a row, before the rest of a query is not asked any more
@@ -106,7 +107,9 @@ class Portion:
                 if not streamed:
                     self.length_ms = min(self.length_ms, self._first_ms)
                 elif capture.usable and not self._told.is_set():
-                    fits = _ENOUGH_BYTES * asked_ms // max(1, capture.bytes) // self._first_ms
+                    fits = _AFTER_NOTHING
+                    if capture.bytes:
+                        fits = _ENOUGH_BYTES * asked_ms // capture.bytes // self._first_ms
                     self.length_ms = self._first_ms * max(1, min(_LONGEST, fits))
                 return False
             half_ms = length_ms // 2 // self._unit_ms * self._unit_ms
