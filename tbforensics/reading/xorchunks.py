@@ -30,7 +30,7 @@ _Words = npt.NDArray[np.uint64]
 
 # Fewer lanes share a step's costs less well, more leave the cache. Cells bound the memory of lanes
 # that are not of one length.
-_LANES, _CELLS = 8192, 1 << 22
+_LANES, _CELLS = 16384, 1 << 22
 
 # Servers keep 120 to 240 samples in a chunk. One with very many, which may be of 2 bits each, has
 # no lanes beside it: 16 KB could take a second, and megabytes of such chunks hours.
