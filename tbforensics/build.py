@@ -48,7 +48,7 @@ class Making:
         self._begun: dict[tuple[str, str, int], tuple[Job, Future[evidence.Shared]]] = {}
 
     def add(self, capture: Capture) -> None:
-        """Begin what this completes, it seems. Those of one source come from one thread."""
+        """Begin the job that this completes, if it will be one. A source has one thread."""
         if _says_something(capture):
             cut = self._cuts.setdefault(_query(capture), _Cut())
             if job := cut.add(capture):

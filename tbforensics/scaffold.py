@@ -57,13 +57,14 @@ def read_alert(path: Path, now: datetime | None = None) -> Alert:
         title = annotations.get("summary") or labels.get("alertname") or ""
         url = urlsplit(body["alerts"][0].get("generatorURL", ""))
         first = min(starts)
+        labelled = [alert.get("labels", {}) for alert in body["alerts"]]
+        names = sorted({str(labels.get("alertname", "?")) for labels in labelled})
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise ParametersError(
             f"{path.name} is no Alertmanager webhook body: {type(error).__name__}: {error}",
             next_step="save the POST body of a webhook receiver, or give --start and --end",
         ) from None
     end = now if still_firing or not ends else min(now, max(ends) + _AFTER_ALERT)
-    names = sorted({alert.get("labels", {}).get("alertname", "?") for alert in body["alerts"]})
     return Alert(
         title=str(title),
         start=utc_text(first.replace(microsecond=0) - _BEFORE_ALERT),

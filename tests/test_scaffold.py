@@ -78,7 +78,13 @@ def test_an_alert_that_still_fires_ends_now(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"version": "3"}, {"alerts": []}, {"alerts": "x"}, {"alerts": [{"status": "firing"}]}],
+    [
+        {"version": "3"},
+        {"alerts": []},
+        {"alerts": "x"},
+        {"alerts": [{"status": "firing"}]},
+        {"alerts": [{"status": "firing", "startsAt": "2026-11-20T10:00:00Z", "labels": "x"}]},
+    ],
 )
 def test_what_is_no_webhook_body_is_refused_with_a_way_out(
     tmp_path: Path, changes: dict[str, Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 from torture import attacks, faults
@@ -12,6 +13,8 @@ TABLES = {"FAULTS": faults.rows, "ATTACKS": attacks.rows}
 
 
 def main(words: list[str]) -> int:
+    # Whoever starts this in the background has it, and all that it starts, deaf to Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     total, states = Counts(), list[str]()
     with Bench() as bench:
         for title, rows in TABLES.items():
