@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,10 @@ LONGEST = (
     "test_subsidy_spike", "test_collect", "test_cluster", "test_store", "test_case",
 )  # fmt: skip
 EXAMPLE = ROOT / "incidents" / "example-quic-failure"
+
+# Whoever starts the tests in the background has them, and what they start, deaf to Ctrl-C.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -727,7 +727,7 @@ def rows() -> Iterable[Row]:
 
     sealed = "exit 0 or 3, sealed, holds, no parser breaks"
     yield Row("Prometheus: numbers", "NaN, overflow, order, ...", sealed,
-              hostile_prometheus(NUMBERS), quick=True)  # fmt: skip
+              hostile_prometheus(NUMBERS))  # fmt: skip
     yield Row("Prometheus: labels", "huge, markup, SQL, no UTF-8, ...", sealed,
               hostile_prometheus(LABELS))  # fmt: skip
     yield Row("Prometheus: shapes", "depth, keys twice, other types, ...", sealed,

@@ -323,7 +323,7 @@ DEATHS = (
     Row(
         "kill -9 after a bad answer", "200 with HTML, then killed; the server mends",
         "asked again, sealed, nothing of the bad body left in the way",
-        killed_after_a_bad_answer, quick=True,
+        killed_after_a_bad_answer,
     ),
 )  # fmt: skip
 
