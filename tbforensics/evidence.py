@@ -220,9 +220,9 @@ def _part_name(source: str, query: str, number: int) -> str:
 
 def drop(folder: Path, source: str, query: str, number: int) -> None:
     """Take the parts of that name away again."""
+    parts, name = store.place_of(folder) / "evidence", _part_name(source, query, number)
     for table in SCHEMAS:
-        name = _part_name(source, query, number)
-        (store.place_of(folder) / "evidence" / table / name).unlink(missing_ok=True)
+        (parts / table / name).unlink(missing_ok=True)
 
 
 def write_shared(folder: Path, shared: Sequence[Shared]) -> None:
